@@ -1,0 +1,402 @@
+//! The life of one connection as a state machine: what the user asks and what the kernel tells go
+//! in, and [`Connection::step`] gives out, one at a time, what has to be done next.
+//!
+//! No system calls, no clock and no unsafe here: the same machine runs under every backend.
+
+use std::time::Instant;
+
+use crate::{
+    error::Errno,
+    limits::Limits,
+    output::{Batch, Output, Pool, Write},
+    reason::{LimitKind, Loss, Reason, Timeout},
+    timer::deadline_after,
+};
+
+/// What a driver has to do next for a connection.
+#[derive(Debug)]
+pub enum Step {
+    /// Nothing, until something else happens.
+    Idle,
+    /// Output waits, but this turn's send has been used up: come back next turn.
+    Later,
+    /// Call `pause_writing`.
+    PauseWriting,
+    /// Call `resume_writing`.
+    ResumeWriting,
+    /// Call `data_received` with bytes that were held while the connection was paused.
+    Deliver(Vec<u8>),
+    /// Call `read_connection_lost`.
+    ReadLost,
+    /// Send this.
+    Send(Box<Batch>),
+    /// Start or stop receiving.
+    Read(bool),
+    /// Send FIN, go on receiving.
+    ShutdownWrite,
+    /// Call `connection_lost`; the reason is asked by [`Connection::reason`].
+    Lost,
+    /// Close the socket: with RST if `reset`.
+    Close {
+        /// Whether unsent bytes are to be dropped and the peer is to get RST.
+        reset: bool,
+    },
+}
+
+/// What becomes of bytes that arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrival {
+    /// They are for `data_received`, now.
+    Deliver,
+    /// The connection is paused and has kept a copy.
+    Held,
+    /// The connection is closing; they are thrown away.
+    Discarded,
+}
+
+/// How receiving ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Eof,
+    Errno(Errno),
+}
+
+/// Where a connection is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Both directions as the user left them.
+    Open,
+    /// To be closed once all output is handed over. Input is thrown away.
+    Flushing,
+    /// FIN is sent; input is thrown away until the peer's FIN or a limit, since closing a socket
+    /// with unread input would send RST and destroy the output (C7).
+    Draining,
+    /// The end is decided; `connection_lost` is due, then the socket is closed.
+    Ended {
+        reset: bool,
+    },
+    /// Nothing more will happen.
+    Gone,
+}
+
+/// The writing half.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum WriteHalf {
+    Open,
+    /// `lose_write_connection` was called: FIN follows the last byte.
+    Ending,
+    /// FIN was sent.
+    Shut,
+    /// A send failed because the peer is gone; its last bytes may still wait to be read.
+    Broken(Errno),
+}
+
+/// One connection.
+#[derive(Debug)]
+pub struct Connection {
+    output: Output,
+    held: Vec<u8>,
+    end: Option<End>,
+    reason: Option<Box<Reason>>,
+    deadline: Option<Instant>,
+    drained: usize,
+    phase: Phase,
+    write_half: WriteHalf,
+    paused: bool,
+    reading: bool,
+    half_closeable: bool,
+    read_lost_told: bool,
+    lost_told: bool,
+}
+
+impl Connection {
+    /// A connection that has just been made. A `half_closeable` one outlives the peer's FIN.
+    pub fn new(half_closeable: bool) -> Self {
+        Self {
+            output: Output::default(),
+            held: Vec::new(),
+            end: None,
+            reason: None,
+            deadline: None,
+            drained: 0,
+            phase: Phase::Open,
+            write_half: WriteHalf::Open,
+            paused: false,
+            reading: false,
+            half_closeable,
+            read_lost_told: false,
+            lost_told: false,
+        }
+    }
+}
+
+/// What the user asks.
+impl Connection {
+    /// Takes output, unless the connection no longer does.
+    pub fn write(&mut self, pool: &mut Pool, limits: &Limits, append: &mut dyn FnMut(&mut Batch)) -> Write {
+        if self.phase != Phase::Open || self.write_half != WriteHalf::Open {
+            return Write::Closed;
+        }
+        if self.output.unsent() > limits.output_max {
+            self.finish(Reason::Limit(LimitKind::Output), true);
+            return Write::Closed;
+        }
+        self.output.append(pool, limits.output_high, append)
+    }
+
+    /// `lose_connection`: hand over what was written, then close.
+    pub fn lose(&mut self) {
+        if let WriteHalf::Broken(errno) = self.write_half {
+            self.finish(Reason::Lost(Loss::Errno(errno)), false);
+        } else if self.phase == Phase::Open {
+            self.phase = Phase::Flushing;
+            self.held = Vec::new();
+            self.reason.get_or_insert_with(|| Box::new(Reason::Done));
+        }
+    }
+
+    /// `lose_write_connection`: hand over what was written, then FIN.
+    pub fn lose_write(&mut self) {
+        if self.write_half == WriteHalf::Open {
+            self.write_half = WriteHalf::Ending;
+        }
+    }
+
+    /// `abort_connection`: drop what was written, RST.
+    pub fn abort(&mut self) {
+        self.finish(Reason::Aborted, true);
+    }
+
+    /// Ends the connection for this reason: `fail`, a panic, the reactor's shutdown.
+    pub fn finish(&mut self, reason: Reason, reset: bool) {
+        if !matches!(self.phase, Phase::Ended { .. } | Phase::Gone) {
+            self.phase = Phase::Ended { reset };
+            self.reason = Some(Box::new(reason));
+            self.held = Vec::new();
+        }
+    }
+
+    /// `pause_producing`: deliver nothing until [`resume`](Self::resume).
+    pub fn pause(&mut self) {
+        self.paused = true;
+    }
+
+    /// `resume_producing`.
+    pub fn resume(&mut self) {
+        self.paused = false;
+    }
+
+    /// Bytes that the kernel has not taken.
+    pub fn unsent(&self) -> usize {
+        self.output.unsent()
+    }
+
+    /// Whether `data_received` may be called: not paused, not closing.
+    pub fn is_delivering(&self) -> bool {
+        self.phase == Phase::Open && !self.paused
+    }
+
+    /// Whether the end is neither decided nor asked for.
+    pub fn is_open(&self) -> bool {
+        self.phase == Phase::Open
+    }
+}
+
+/// What the kernel tells.
+impl Connection {
+    /// Bytes arrived.
+    pub fn received(&mut self, data: &[u8], limits: &Limits) -> Arrival {
+        match self.phase {
+            Phase::Open if !self.paused && self.held.is_empty() => Arrival::Deliver,
+            Phase::Open => {
+                self.held.extend_from_slice(data);
+                Arrival::Held
+            }
+            Phase::Draining => {
+                self.drained += data.len();
+                if self.drained > limits.drain_max {
+                    self.phase = Phase::Ended { reset: false };
+                }
+                Arrival::Discarded
+            }
+            _ => Arrival::Discarded,
+        }
+    }
+
+    /// Receiving ended: with the peer's FIN, or with an error.
+    pub fn read_ended(&mut self, errno: Option<Errno>) {
+        self.reading = false;
+        self.end.get_or_insert(errno.map_or(End::Eof, End::Errno));
+    }
+
+    /// A batch came back: `n` bytes of it were taken before `failed`, if anything did.
+    pub fn sent(&mut self, batch: Box<Batch>, n: usize, failed: Option<Errno>, pool: &mut Pool, limits: &Limits) {
+        self.output.came_back(batch, n, pool, limits.output_low);
+        let Some(errno) = failed else { return };
+        self.output.discard(pool);
+        match self.phase {
+            Phase::Open if peer_is_gone(errno) && self.end.is_none() => {
+                self.write_half = WriteHalf::Broken(errno);
+            }
+            Phase::Open | Phase::Flushing => self.finish(Reason::Lost(Loss::Errno(errno)), false),
+            _ => {}
+        }
+    }
+}
+
+/// What is to be done.
+impl Connection {
+    /// The one place that decides what a connection wants next. Call it until it answers
+    /// [`Step::Idle`], [`Step::Later`] or [`Step::Close`]; each answer counts as done.
+    pub fn step(&mut self, now: Instant, limits: &Limits, pool: &mut Pool, may_send: bool) -> Step {
+        self.mind_deadline(now, limits);
+        self.mind_broken();
+        self.mind_end();
+        self.mind_closing();
+        if let Phase::Ended { reset } = self.phase {
+            return self.step_ended(reset, pool);
+        }
+        if self.phase == Phase::Gone {
+            return Step::Idle;
+        }
+        self.step_callback()
+            .or_else(|| self.step_output(now, limits, may_send))
+            .or_else(|| self.step_input())
+            .unwrap_or(Step::Idle)
+    }
+
+    /// When [`step`](Self::step) is to be called even if nothing happens.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// Why the connection ends, for `connection_lost`.
+    pub fn reason(&mut self) -> Box<Reason> {
+        self.reason.take().unwrap_or_else(|| Box::new(Reason::Done))
+    }
+
+    fn mind_deadline(&mut self, now: Instant, limits: &Limits) {
+        if self.phase == Phase::Flushing && self.deadline.is_none() {
+            self.deadline = Some(deadline_after(now, limits.close_timeout));
+        }
+        if self.deadline.is_some_and(|deadline| deadline <= now) {
+            match self.phase {
+                Phase::Flushing => self.finish(Reason::TimedOut(Timeout::Close), true),
+                Phase::Draining => self.phase = Phase::Ended { reset: false },
+                _ => {}
+            }
+        }
+    }
+
+    /// A send failed because the peer is gone: told at once to a paused connection, else when the
+    /// bytes that came before have been delivered.
+    fn mind_broken(&mut self) {
+        if let WriteHalf::Broken(errno) = self.write_half
+            && self.phase == Phase::Open
+            && (self.paused || (self.end.is_some() && self.held.is_empty()))
+        {
+            self.finish(Reason::Lost(Loss::Errno(errno)), false);
+        }
+    }
+
+    /// Acts on the end of receiving once all that came before it has been delivered.
+    fn mind_end(&mut self) {
+        if self.phase != Phase::Open || self.paused || !self.held.is_empty() {
+            return;
+        }
+        match self.end {
+            Some(End::Errno(errno)) => self.finish(Reason::Lost(Loss::Errno(errno)), false),
+            Some(End::Eof) if self.half_closeable => self.mind_half_close(),
+            Some(End::Eof) => self.lose(),
+            None => {}
+        }
+    }
+
+    /// A closing connection whose peer has closed too need not wait any longer.
+    fn mind_closing(&mut self) {
+        match (self.phase, self.end) {
+            (Phase::Flushing | Phase::Draining, Some(_)) if self.output.is_flushed() => {
+                self.phase = Phase::Ended { reset: false };
+            }
+            (Phase::Flushing, Some(End::Errno(errno))) => {
+                self.finish(Reason::Lost(Loss::Errno(errno)), false);
+            }
+            _ => {}
+        }
+    }
+
+    /// Both halves closed and the protocol told of each: the connection is done.
+    fn mind_half_close(&mut self) {
+        if self.read_lost_told && self.write_half == WriteHalf::Shut {
+            self.finish(Reason::Done, false);
+        }
+    }
+
+    fn step_ended(&mut self, reset: bool, pool: &mut Pool) -> Step {
+        if !self.lost_told {
+            self.lost_told = true;
+            self.output.discard(pool);
+            self.deadline = None;
+            return Step::Lost;
+        }
+        self.phase = Phase::Gone;
+        Step::Close { reset }
+    }
+
+    fn step_callback(&mut self) -> Option<Step> {
+        if self.phase != Phase::Open {
+            return None;
+        }
+        if self.output.take_pause() {
+            return Some(Step::PauseWriting);
+        }
+        if self.output.take_resume() {
+            return Some(Step::ResumeWriting);
+        }
+        if self.paused {
+            return None;
+        }
+        if !self.held.is_empty() {
+            return Some(Step::Deliver(std::mem::take(&mut self.held)));
+        }
+        if self.end == Some(End::Eof) && self.half_closeable && !self.read_lost_told {
+            self.read_lost_told = true;
+            return Some(Step::ReadLost);
+        }
+        None
+    }
+
+    fn step_output(&mut self, now: Instant, limits: &Limits, may_send: bool) -> Option<Step> {
+        if !self.output.is_flushed() {
+            if !may_send && !self.output.in_flight() {
+                return Some(Step::Later);
+            }
+            return self.output.next_batch().map(Step::Send);
+        }
+        let shut = self.write_half == WriteHalf::Shut;
+        match (self.phase, self.write_half) {
+            (Phase::Flushing, _) => {
+                self.phase = Phase::Draining;
+                self.deadline = Some(deadline_after(now, limits.drain_timeout));
+            }
+            (Phase::Open, WriteHalf::Ending) => {}
+            _ => return None,
+        }
+        self.write_half = WriteHalf::Shut;
+        (!shut).then_some(Step::ShutdownWrite)
+    }
+
+    fn step_input(&mut self) -> Option<Step> {
+        let wanted = self.end.is_none() && !(self.phase == Phase::Open && self.paused);
+        if wanted == self.reading {
+            return None;
+        }
+        self.reading = wanted;
+        Some(Step::Read(wanted))
+    }
+}
+
+/// Errors of a send after which what the peer sent before it went may still be read.
+fn peer_is_gone(errno: Errno) -> bool {
+    matches!(errno.raw(), libc::EPIPE | libc::ECONNRESET)
+}

@@ -1,0 +1,243 @@
+//! A connection that this side makes, from the first attempt to the last.
+
+use std::{
+    error, fmt,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
+
+use crate::{
+    id::{ConnId, HostKey},
+    reactor::{Command, Core, Reactor},
+};
+
+/// Whom to connect to, and how.
+///
+/// ```
+/// use {ringspun::ConnectOptions, std::time::Duration};
+///
+/// let options = ConnectOptions::from(("localhost", 8000)).timeout(Duration::from_secs(5));
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConnectOptions {
+    pub(crate) destination: Destination,
+    pub(crate) timeout: Duration,
+    pub(crate) bind: Option<SocketAddr>,
+}
+
+/// Where a connector connects to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Destination {
+    Address(SocketAddr),
+    Name(String, u16),
+}
+
+impl ConnectOptions {
+    /// How long one attempt may take, name resolution included. 30 s by default, as in Twisted.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// The local address to connect from (Twisted's `bindAddress`); port 0 lets the kernel choose.
+    pub fn bind(mut self, address: SocketAddr) -> Self {
+        self.bind = Some(address);
+        self
+    }
+
+    fn new(destination: Destination) -> Self {
+        Self { destination, timeout: Duration::from_secs(30), bind: None }
+    }
+}
+
+impl From<SocketAddr> for ConnectOptions {
+    fn from(address: SocketAddr) -> Self {
+        Self::new(Destination::Address(address))
+    }
+}
+
+impl From<(IpAddr, u16)> for ConnectOptions {
+    fn from(address: (IpAddr, u16)) -> Self {
+        SocketAddr::from(address).into()
+    }
+}
+
+/// A host by name or address. A name is resolved off the reactor's thread, and its addresses are
+/// tried in turn.
+impl From<(&str, u16)> for ConnectOptions {
+    fn from((host, port): (&str, u16)) -> Self {
+        match host.parse::<IpAddr>() {
+            Ok(ip) => (ip, port).into(),
+            Err(_) => Self::new(Destination::Name(host.to_owned(), port)),
+        }
+    }
+}
+
+/// Where a [`Connector`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ConnectorState {
+    /// An attempt is under way.
+    Connecting,
+    /// The connection is made.
+    Connected,
+    /// Neither; `connect` may be called.
+    Disconnected,
+}
+
+/// A method of a [`Connector`] was called in the wrong state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectorError {
+    wanted: &'static str,
+    state: ConnectorState,
+}
+
+impl fmt::Display for ConnectorError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot {}: the connector is {:?}", self.wanted, self.state)
+    }
+}
+
+impl error::Error for ConnectorError {}
+
+/// Makes one connection at a time for a factory, as Twisted's connectors do. Clones name the same
+/// connector.
+#[derive(Clone)]
+pub struct Connector {
+    shared: Arc<Shared>,
+}
+
+/// One attempt of a connector, so that what comes late is known as late.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Attempt(u64);
+
+struct Shared {
+    core: Weak<Core>,
+    host: HostKey,
+    options: ConnectOptions,
+    current: Mutex<Current>,
+}
+
+#[derive(Debug)]
+struct Current {
+    state: ConnectorState,
+    attempt: Attempt,
+    connection: Option<ConnId>,
+}
+
+impl Connector {
+    pub(crate) fn new(core: &Arc<Core>, host: HostKey, options: ConnectOptions) -> Self {
+        let current =
+            Current { state: ConnectorState::Disconnected, attempt: Attempt(0), connection: None };
+        let core = Arc::downgrade(core);
+        Self { shared: Arc::new(Shared { core, host, options, current: Mutex::new(current) }) }
+    }
+
+    /// Begins an attempt.
+    ///
+    /// # Errors
+    /// Unless the connector is disconnected.
+    pub fn connect(&self) -> Result<(), ConnectorError> {
+        let mut current = self.current();
+        if current.state != ConnectorState::Disconnected {
+            return Err(ConnectorError { wanted: "connect", state: current.state });
+        }
+        current.state = ConnectorState::Connecting;
+        current.attempt.0 += 1;
+        drop(current);
+        self.push(Command::Connect(self.clone()));
+        Ok(())
+    }
+
+    /// Gives up the present attempt: `client_connection_failed` gets `ConnectError::User`.
+    ///
+    /// # Errors
+    /// Unless the connector is connecting.
+    pub fn stop_connecting(&self) -> Result<(), ConnectorError> {
+        let current = self.current();
+        if current.state != ConnectorState::Connecting {
+            return Err(ConnectorError { wanted: "stop connecting", state: current.state });
+        }
+        let attempt = current.attempt;
+        drop(current);
+        self.push(Command::StopConnecting(self.clone(), attempt));
+        Ok(())
+    }
+
+    /// Gives up the present attempt, or closes the connection as `lose_connection` does, or does nothing.
+    pub fn disconnect(&self) {
+        let (state, connection) = {
+            let current = self.current();
+            (current.state, current.connection)
+        };
+        match (state, connection) {
+            (ConnectorState::Connecting, _) => drop(self.stop_connecting()),
+            (ConnectorState::Connected, Some(id)) => self.push(Command::Disconnect(id)),
+            _ => {}
+        }
+    }
+
+    /// Where it is.
+    pub fn state(&self) -> ConnectorState {
+        self.current().state
+    }
+
+    /// Whom it connects to: `host:port`.
+    pub fn get_destination(&self) -> String {
+        match &self.shared.options.destination {
+            Destination::Address(address) => address.to_string(),
+            Destination::Name(name, port) => format!("{name}:{port}"),
+        }
+    }
+
+    fn push(&self, command: Command) {
+        if let Some(core) = self.shared.core.upgrade() {
+            Reactor { core }.push(command);
+        }
+    }
+
+    fn current(&self) -> MutexGuard<'_, Current> {
+        self.shared.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// For the driver.
+impl Connector {
+    pub(crate) fn host(&self) -> HostKey {
+        self.shared.host
+    }
+
+    pub(crate) fn options(&self) -> &ConnectOptions {
+        &self.shared.options
+    }
+
+    pub(crate) fn attempt(&self) -> Attempt {
+        self.current().attempt
+    }
+
+    /// Whether this attempt is still the one under way.
+    pub(crate) fn is_attempting(&self, attempt: Attempt) -> bool {
+        let current = self.current();
+        current.state == ConnectorState::Connecting && current.attempt == attempt
+    }
+
+    pub(crate) fn set_connected(&self, id: ConnId) {
+        let mut current = self.current();
+        (current.state, current.connection) = (ConnectorState::Connected, Some(id));
+    }
+
+    pub(crate) fn set_disconnected(&self) {
+        let mut current = self.current();
+        (current.state, current.connection) = (ConnectorState::Disconnected, None);
+    }
+}
+
+impl fmt::Debug for Connector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connector")
+            .field("destination", &self.get_destination())
+            .field("state", &self.state())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,147 @@
+//! What can go wrong when a program sets ringspun up: each error names the thing, the cause and the remedy.
+
+use std::{error, fmt, io};
+
+/// An error number of the kernel, as `errno(3)` lists them.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Errno(i32);
+
+impl Errno {
+    /// Wraps a raw, positive error number such as `libc::ECONNRESET`.
+    pub const fn from_raw(raw: i32) -> Self {
+        Self(raw)
+    }
+
+    /// The raw, positive number.
+    pub const fn raw(self) -> i32 {
+        self.0
+    }
+
+    /// The portable kind that the standard library gives this number.
+    pub fn kind(self) -> io::ErrorKind {
+        io::Error::from(self).kind()
+    }
+}
+
+impl From<Errno> for io::Error {
+    fn from(errno: Errno) -> Self {
+        io::Error::from_raw_os_error(errno.0)
+    }
+}
+
+impl From<nix::errno::Errno> for Errno {
+    fn from(errno: nix::errno::Errno) -> Self {
+        Self(errno as i32)
+    }
+}
+
+impl fmt::Display for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        io::Error::from(*self).fmt(f)
+    }
+}
+
+impl fmt::Debug for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", nix::errno::Errno::from_raw(self.0))
+    }
+}
+
+/// Why a reactor could not be built, run, stopped, or given something to do.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// The asked-for backend cannot be had here.
+    Backend {
+        /// The backend's name, as `RINGSPUN_BACKEND` spells it.
+        backend: &'static str,
+        /// What stands in the way.
+        cause: String,
+        /// What to do about it.
+        remedy: String,
+    },
+    /// `RINGSPUN_BACKEND` holds a word that names no backend.
+    UnknownBackend(String),
+    /// An option of the builder is outside of its range.
+    Option {
+        /// The option's name.
+        option: &'static str,
+        /// What is wrong with it and what is allowed.
+        cause: String,
+    },
+    /// A port cannot be listened on.
+    CannotListen {
+        /// Interface and port, as they were asked for.
+        address: String,
+        /// What the kernel, or the name resolver, said.
+        cause: io::Error,
+    },
+    /// `start_factory` returned an error, so its port was never opened.
+    StartFactory {
+        /// The factory's type name.
+        factory: &'static str,
+        /// What `start_factory` returned.
+        cause: io::Error,
+    },
+    /// `run` on a reactor that is running, or that has already run.
+    AlreadyRunning,
+    /// `stop` on a reactor that is not running.
+    NotRunning,
+    /// All 256 places for reactors of this process are taken.
+    TooManyReactors,
+    /// A system call that the reactor cannot go on without failed.
+    System {
+        /// What the reactor was doing.
+        doing: &'static str,
+        /// What the kernel said.
+        cause: io::Error,
+    },
+}
+
+impl Error {
+    pub(crate) fn system(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |cause| Self::System { doing, cause }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Backend { backend, cause, remedy } => {
+                write!(f, "the {backend} backend cannot be had: {cause}; {remedy}")
+            }
+            Self::UnknownBackend(word) => write!(
+                f,
+                "RINGSPUN_BACKEND={word} names no backend; use auto, io_uring, epoll or threads"
+            ),
+            Self::Option { option, cause } => write!(f, "the option {option} {cause}"),
+            Self::CannotListen { address, cause } if cause.kind() == io::ErrorKind::AddrInUse => write!(
+                f,
+                "cannot listen on {address}: {cause}; stop the program that holds the port, or choose another (0 lets the kernel choose)"
+            ),
+            Self::CannotListen { address, cause } => write!(f, "cannot listen on {address}: {cause}"),
+            Self::StartFactory { factory, cause } => {
+                write!(f, "start_factory of {factory} failed: {cause}")
+            }
+            Self::AlreadyRunning => {
+                f.write_str("the reactor is running or has run; build a new one to run again")
+            }
+            Self::NotRunning => f.write_str("the reactor is not running; call run() before stop()"),
+            Self::TooManyReactors => {
+                f.write_str("256 reactors exist in this process; drop one before building another")
+            }
+            Self::System { doing, cause } => write!(f, "{doing}: {cause}"),
+        }
+    }
+}
+
+impl error::Error for Error {
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        match self {
+            Self::CannotListen { cause, .. }
+            | Self::StartFactory { cause, .. }
+            | Self::System { cause, .. } => Some(cause),
+            _ => None,
+        }
+    }
+}

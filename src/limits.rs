@@ -1,0 +1,47 @@
+//! The limits that keep one peer from taking what belongs to all.
+
+use std::time::Duration;
+
+/// Limits of one reactor. Every default is meant for a server that faces the public.
+///
+/// ```
+/// let limits = ringspun::Limits { output_max: 1 << 20, ..Default::default() };
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Unsent bytes of a connection above which `write` answers `Full` and `pause_writing` is
+    /// called. 64 KiB as in Twisted: enough to keep a socket busy, small enough to hold for many.
+    pub output_high: usize,
+    /// Unsent bytes at or below which `resume_writing` is called. A quarter of the high mark, so
+    /// that the socket does not run dry while the producer starts again.
+    pub output_low: usize,
+    /// Unsent bytes of a connection that end it when it writes once more, with
+    /// `Reason::Limit`. 16 MiB: a peer that does not read costs no more than that.
+    /// A single write is never refused for its own size.
+    pub output_max: usize,
+    /// How long `lose_connection` may take to hand over what was written before it becomes an
+    /// abort. 60 s: a slow reader gets its last bytes, a dead one does not keep the slot.
+    pub close_timeout: Duration,
+    /// How long a closed connection goes on throwing away what the peer still sends. 5 s: several
+    /// round trips on any network.
+    pub drain_timeout: Duration,
+    /// How many bytes it throws away at most. 1 MiB: what a peer may well have had under way.
+    pub drain_max: usize,
+    /// How long accepting rests when the machine is out of descriptors or memory. 100 ms: peers
+    /// that wait are shed ten times a second and the loop does not spin.
+    pub accept_backoff: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            output_high: 64 << 10,
+            output_low: 16 << 10,
+            output_max: 16 << 20,
+            close_timeout: Duration::from_secs(60),
+            drain_timeout: Duration::from_secs(5),
+            drain_max: 1 << 20,
+            accept_backoff: Duration::from_millis(100),
+        }
+    }
+}

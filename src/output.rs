@@ -1,0 +1,379 @@
+//! A connection's unsent bytes: what `write` appends to, and what moves to a backend to be sent.
+
+use std::{fmt, io, sync::Arc};
+
+/// A pooled batch keeps at most this much memory between two uses.
+const KEPT_CAPACITY_MAX: usize = 64 << 10;
+/// A pool keeps at most this many spare batches.
+const SPARE_BATCHES_MAX: usize = 1024;
+
+/// Bytes to be sent in one go: copied ones, with shared buffers inserted between them.
+#[derive(Debug, Default)]
+pub struct Batch {
+    bytes: Vec<u8>,
+    shared: Vec<Inserted>,
+    shared_len: usize,
+    sent: usize,
+}
+
+/// A shared buffer that comes before the byte at `at`.
+#[derive(Debug)]
+struct Inserted {
+    at: usize,
+    data: Arc<[u8]>,
+}
+
+impl Batch {
+    /// Appends a copy of `bytes`.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// Appends `data` without copying it.
+    pub fn push_shared(&mut self, data: Arc<[u8]>) {
+        self.shared_len += data.len();
+        self.shared.push(Inserted { at: self.bytes.len(), data });
+    }
+
+    /// Bytes not yet sent.
+    pub fn len(&self) -> usize {
+        self.bytes.len() + self.shared_len - self.sent
+    }
+
+    /// Whether everything has been sent.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Notes that the kernel took `n` more bytes.
+    pub fn advance(&mut self, n: usize) {
+        self.sent += n.min(self.len());
+    }
+
+    /// All that is unsent, if it lies in one piece.
+    pub fn as_single(&self) -> Option<&[u8]> {
+        self.shared.is_empty().then(|| &self.bytes[self.sent..])
+    }
+
+    /// The unsent pieces in order; none is empty.
+    pub fn slices(&self) -> impl Iterator<Item = &[u8]> {
+        let mut skip = self.sent;
+        self.pieces().filter_map(move |piece| {
+            let skipped = skip.min(piece.len());
+            skip -= skipped;
+            Some(&piece[skipped..]).filter(|rest| !rest.is_empty())
+        })
+    }
+
+    fn pieces(&self) -> impl Iterator<Item = &[u8]> {
+        let mut from = 0;
+        let last = self.shared.last().map_or(0, |inserted| inserted.at);
+        self.shared
+            .iter()
+            .flat_map(move |inserted| {
+                let before = &self.bytes[from..inserted.at];
+                from = inserted.at;
+                [before, &inserted.data[..]]
+            })
+            .chain([&self.bytes[last..]])
+    }
+
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.bytes.shrink_to(KEPT_CAPACITY_MAX);
+        self.shared.clear();
+        self.shared_len = 0;
+        self.sent = 0;
+    }
+}
+
+/// Spare batches, so that the steady state allocates nothing and an idle connection owns none.
+#[derive(Debug, Default)]
+pub struct Pool {
+    // Boxed because a batch moves over the seam and back with every message: a pointer, not 72 bytes.
+    #[allow(clippy::vec_box)]
+    spare: Vec<Box<Batch>>,
+}
+
+impl Pool {
+    /// An empty batch.
+    pub fn take(&mut self) -> Box<Batch> {
+        self.spare.pop().unwrap_or_default()
+    }
+
+    /// Takes a batch back; what was unsent is dropped.
+    pub fn give(&mut self, mut batch: Box<Batch>) {
+        if self.spare.len() < SPARE_BATCHES_MAX {
+            batch.clear();
+            self.spare.push(batch);
+        }
+    }
+}
+
+/// What `write` answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "Full asks the writer to pause, Closed says that the bytes were dropped"]
+pub enum Write {
+    /// The bytes will be sent.
+    Accepted,
+    /// The bytes will be sent, and the unsent ones are above the high mark: `pause_writing` will
+    /// be called, and `resume_writing` once they have drained.
+    Full,
+    /// The connection no longer takes output; the bytes were dropped.
+    Closed,
+}
+
+/// Appends to a connection's output from inside [`Transport::write_with`](crate::Transport::write_with).
+pub struct Writer<'a> {
+    batch: &'a mut Batch,
+}
+
+impl<'a> Writer<'a> {
+    pub(crate) fn new(batch: &'a mut Batch) -> Self {
+        Self { batch }
+    }
+
+    /// Makes `write!(out, ..)` work without importing a trait. Never fails unless a `Display` does.
+    pub fn write_fmt(&mut self, arguments: fmt::Arguments<'_>) -> io::Result<()> {
+        io::Write::write_fmt(&mut self.batch.bytes, arguments)
+    }
+
+    /// Appends a copy of `bytes`.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.batch.push(bytes);
+    }
+}
+
+impl io::Write for Writer<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.batch.push(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Writer<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Writer").field("unsent", &self.batch.len()).finish()
+    }
+}
+
+/// The unsent bytes of one connection with their watermarks. One batch gathers writes while
+/// another one may be in flight.
+#[derive(Debug, Default)]
+pub struct Output {
+    gathering: Option<Box<Batch>>,
+    unsent: usize,
+    in_flight: bool,
+    full: bool,
+    crossing: Crossing,
+}
+
+/// A crossing of a watermark that the protocol has not been told yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Crossing {
+    #[default]
+    None,
+    Pause,
+    Resume,
+}
+
+impl Output {
+    /// Bytes that the kernel has not taken.
+    pub fn unsent(&self) -> usize {
+        self.unsent
+    }
+
+    /// Whether a batch is with the backend.
+    pub fn in_flight(&self) -> bool {
+        self.in_flight
+    }
+
+    /// Whether nothing is left to send and nothing is in flight.
+    pub fn is_flushed(&self) -> bool {
+        !self.in_flight && self.gathering.is_none()
+    }
+
+    /// Lets `append` add to the batch that gathers, and minds the high mark.
+    pub fn append(&mut self, pool: &mut Pool, high: usize, append: &mut dyn FnMut(&mut Batch)) -> Write {
+        let batch = self.gathering.get_or_insert_with(|| pool.take());
+        let before = batch.len();
+        append(batch);
+        self.unsent += batch.len() - before;
+        if batch.is_empty() {
+            self.gathering.take().into_iter().for_each(|batch| pool.give(batch));
+        }
+        if self.unsent <= high {
+            return Write::Accepted;
+        }
+        if !self.full {
+            self.full = true;
+            self.crossing = Crossing::Pause;
+        }
+        Write::Full
+    }
+
+    /// The next batch to send, unless one is in flight.
+    pub fn next_batch(&mut self) -> Option<Box<Batch>> {
+        if self.in_flight {
+            return None;
+        }
+        let batch = self.gathering.take()?;
+        self.in_flight = true;
+        Some(batch)
+    }
+
+    /// A batch came back from the backend, `n` bytes the lighter. What it still holds goes first next time.
+    pub fn came_back(&mut self, batch: Box<Batch>, n: usize, pool: &mut Pool, low: usize) {
+        self.in_flight = false;
+        self.unsent = self.unsent.saturating_sub(n);
+        if batch.is_empty() {
+            pool.give(batch);
+        } else {
+            self.put_first(batch, pool);
+        }
+        if self.full && self.unsent <= low {
+            self.full = false;
+            self.crossing = if self.crossing == Crossing::Pause { Crossing::None } else { Crossing::Resume };
+        }
+    }
+
+    /// A short send is rare, so the bytes behind it may be copied to keep one batch gathering.
+    fn put_first(&mut self, mut first: Box<Batch>, pool: &mut Pool) {
+        if let Some(behind) = self.gathering.take() {
+            let offset = first.bytes.len();
+            first.bytes.extend_from_slice(&behind.bytes);
+            first.shared_len += behind.shared_len;
+            first.shared.extend(
+                behind.shared.iter().map(|i| Inserted { at: offset + i.at, data: i.data.clone() }),
+            );
+            pool.give(behind);
+        }
+        self.gathering = Some(first);
+    }
+
+    /// Drops everything that is not in flight.
+    pub fn discard(&mut self, pool: &mut Pool) {
+        self.gathering.take().into_iter().for_each(|batch| pool.give(batch));
+        self.unsent = 0;
+        self.full = false;
+        self.crossing = Crossing::None;
+    }
+
+    /// Whether `pause_writing` is due; asked once a crossing.
+    pub fn take_pause(&mut self) -> bool {
+        self.take_crossing(Crossing::Pause)
+    }
+
+    /// Whether `resume_writing` is due; asked once a crossing.
+    pub fn take_resume(&mut self) -> bool {
+        self.take_crossing(Crossing::Resume)
+    }
+
+    fn take_crossing(&mut self, wanted: Crossing) -> bool {
+        let due = self.crossing == wanted;
+        if due {
+            self.crossing = Crossing::None;
+        }
+        due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unsent(batch: &Batch) -> Vec<u8> {
+        batch.slices().flatten().copied().collect()
+    }
+
+    fn mixed() -> Batch {
+        let mut batch = Batch::default();
+        batch.push_shared(Arc::from(*b"01"));
+        batch.push(b"234");
+        batch.push_shared(Arc::from(*b"56"));
+        batch.push_shared(Arc::from(*b"7"));
+        batch.push(b"89");
+        batch
+    }
+
+    #[test]
+    fn a_batch_keeps_the_order_from_every_offset() {
+        for sent in 0..=10 {
+            let mut batch = mixed();
+            batch.advance(sent);
+            assert_eq!(unsent(&batch), &b"0123456789"[sent..]);
+            assert_eq!(batch.len(), 10 - sent);
+        }
+    }
+
+    #[test]
+    fn a_plain_batch_is_a_single_slice() {
+        let mut batch = Batch::default();
+        batch.push(b"hello");
+        batch.advance(2);
+        assert_eq!(batch.as_single(), Some(&b"llo"[..]));
+        assert_eq!(mixed().as_single(), None);
+    }
+
+    #[test]
+    fn a_short_send_goes_first_next_time() {
+        let (mut output, mut pool) = (Output::default(), Pool::default());
+        let _ = output.append(&mut pool, 100, &mut |b| b.push(b"abc"));
+        let mut batch = output.next_batch().unwrap();
+        assert!(output.next_batch().is_none(), "one send in flight");
+        let _ = output.append(&mut pool, 100, &mut |b| {
+            b.push_shared(Arc::from(*b"de"));
+            b.push(b"f");
+        });
+        batch.advance(1);
+        output.came_back(batch, 1, &mut pool, 10);
+        assert_eq!(output.unsent(), 5);
+        assert_eq!(unsent(&output.next_batch().unwrap()), b"bcdef");
+    }
+
+    #[test]
+    fn each_crossing_of_the_marks_is_told_once() {
+        let (mut output, mut pool) = (Output::default(), Pool::default());
+        assert_eq!(output.append(&mut pool, 4, &mut |b| b.push(b"1234")), Write::Accepted);
+        assert!(!output.take_pause());
+        assert_eq!(output.append(&mut pool, 4, &mut |b| b.push(b"5")), Write::Full);
+        assert_eq!(output.append(&mut pool, 4, &mut |b| b.push(b"6")), Write::Full);
+        assert!(output.take_pause() && !output.take_pause());
+        let mut batch = output.next_batch().unwrap();
+        batch.advance(6);
+        output.came_back(batch, 6, &mut pool, 2);
+        assert!(output.take_resume() && !output.take_resume());
+        assert!(output.is_flushed());
+    }
+
+    #[test]
+    fn a_pause_never_told_needs_no_resume() {
+        let (mut output, mut pool) = (Output::default(), Pool::default());
+        let _ = output.append(&mut pool, 4, &mut |b| b.push(b"123456"));
+        let mut batch = output.next_batch().unwrap();
+        batch.advance(6);
+        output.came_back(batch, 6, &mut pool, 2);
+        assert!(!output.take_pause() && !output.take_resume());
+    }
+
+    #[test]
+    fn an_empty_write_leaves_nothing_to_send() {
+        let (mut output, mut pool) = (Output::default(), Pool::default());
+        assert_eq!(output.append(&mut pool, 4, &mut |_| ()), Write::Accepted);
+        assert!(output.is_flushed() && output.next_batch().is_none());
+    }
+
+    #[test]
+    fn a_pool_gives_the_memory_back() {
+        let mut pool = Pool::default();
+        let mut batch = pool.take();
+        batch.push(&[0; KEPT_CAPACITY_MAX * 4]);
+        pool.give(batch);
+        let batch = pool.take();
+        assert!(batch.is_empty() && batch.bytes.capacity() <= KEPT_CAPACITY_MAX);
+    }
+}

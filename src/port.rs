@@ -1,0 +1,217 @@
+//! A listening port, as the program holds it.
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+};
+
+use crate::{
+    address::Address,
+    error::Error,
+    id::{HostKey, PortKey},
+    reactor::{Command, Core, Reactor},
+    sys::Listener,
+};
+
+/// Where and how to listen.
+///
+/// ```
+/// use ringspun::ListenOptions;
+///
+/// let everywhere = ListenOptions::from(8000);
+/// let one_of_many = ListenOptions::from(("127.0.0.1", 0)).backlog(50).reuse_port(true);
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenOptions {
+    pub(crate) interface: Result<IpAddr, String>,
+    pub(crate) port: u16,
+    pub(crate) backlog: u32,
+    pub(crate) reuse_port: bool,
+}
+
+impl ListenOptions {
+    /// How many connections may wait to be accepted; the kernel caps it at `net.core.somaxconn`.
+    /// 1024 by default, so that a burst of clients is not turned away.
+    pub fn backlog(mut self, backlog: u32) -> Self {
+        self.backlog = backlog;
+        self
+    }
+
+    /// Lets several ports share one address, each with its own queue (`SO_REUSEPORT`): one reactor
+    /// a core.
+    pub fn reuse_port(mut self, reuse_port: bool) -> Self {
+        self.reuse_port = reuse_port;
+        self
+    }
+
+    fn new(interface: Result<IpAddr, String>, port: u16) -> Self {
+        Self { interface, port, backlog: 1024, reuse_port: false }
+    }
+
+    pub(crate) fn describe(&self) -> String {
+        match &self.interface {
+            Ok(ip) => SocketAddr::new(*ip, self.port).to_string(),
+            Err(word) => format!("{word}:{}", self.port),
+        }
+    }
+}
+
+/// A port on all IPv4 interfaces, as Twisted's `listenTCP(port, ..)`.
+impl From<u16> for ListenOptions {
+    fn from(port: u16) -> Self {
+        Self::new(Ok(Ipv4Addr::UNSPECIFIED.into()), port)
+    }
+}
+
+impl From<SocketAddr> for ListenOptions {
+    fn from(address: SocketAddr) -> Self {
+        Self::new(Ok(address.ip()), address.port())
+    }
+}
+
+impl From<(IpAddr, u16)> for ListenOptions {
+    fn from((ip, port): (IpAddr, u16)) -> Self {
+        Self::new(Ok(ip), port)
+    }
+}
+
+/// An interface by its address, such as `127.0.0.1` or `::1`. Anything else makes `listen_tcp` fail.
+impl From<(&str, u16)> for ListenOptions {
+    fn from((interface, port): (&str, u16)) -> Self {
+        Self::new(interface.parse().map_err(|_| interface.to_owned()), port)
+    }
+}
+
+/// Called when a port has ended: without an error after `stop_listening` or a shutdown.
+pub(crate) type OnDone = Box<dyn FnOnce(&Reactor, Option<&Error>) + Send>;
+
+/// A listening port. Clones name the same port; dropping them leaves it open.
+#[derive(Clone)]
+pub struct Port {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    core: Weak<Core>,
+    key: PortKey,
+    host: HostKey,
+    factory_name: &'static str,
+    listener: Arc<Listener>,
+    address: SocketAddr,
+    stopped: AtomicBool,
+    ending: Mutex<Ending>,
+}
+
+enum Ending {
+    /// Who wants to be told.
+    ToCome(Vec<OnDone>),
+    Done,
+}
+
+impl Port {
+    pub(crate) fn new(
+        core: &Arc<Core>,
+        host: HostKey,
+        factory_name: &'static str,
+        listener: Listener,
+        address: SocketAddr,
+    ) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                core: Arc::downgrade(core),
+                key: PortKey(core.next_key()),
+                host,
+                factory_name,
+                listener: Arc::new(listener),
+                address,
+                stopped: AtomicBool::new(false),
+                ending: Mutex::new(Ending::ToCome(Vec::new())),
+            }),
+        }
+    }
+
+    /// The address that is listened on, with the real port if 0 was asked for.
+    pub fn get_host(&self) -> Address {
+        Address::Tcp(self.shared.address)
+    }
+
+    /// Closes the port. From here on no connection is accepted, and the address may be listened on
+    /// again; connections already made live on. Twice is fine.
+    pub fn stop_listening(&self) {
+        if self.mark_stopped()
+            && let Some(core) = self.shared.core.upgrade()
+        {
+            Reactor { core }.push(Command::StopListening(self.shared.key));
+        }
+    }
+
+    /// Calls `call` on the reactor's thread when the port has ended: with None after
+    /// [`stop_listening`](Self::stop_listening) or a shutdown, with the error if it never opened.
+    /// If it has ended already, in the next turn.
+    pub fn on_done(&self, call: impl FnOnce(&Reactor, Option<&Error>) + Send + 'static) {
+        let mut ending = self.shared.ending.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *ending {
+            Ending::ToCome(calls) => calls.push(Box::new(call)),
+            Ending::Done => {
+                if let Some(core) = self.shared.core.upgrade() {
+                    Reactor { core }.call_from_thread(|reactor| call(reactor, None));
+                }
+            }
+        }
+    }
+
+    /// Whether this was the first to stop it. The kernel stops accepting at once.
+    pub(crate) fn mark_stopped(&self) -> bool {
+        let first = !self.shared.stopped.swap(true, SeqCst);
+        if first {
+            self.shared.listener.stop();
+        }
+        first
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.shared.stopped.load(SeqCst)
+    }
+
+    /// Those who are to be told of the end; asked once.
+    pub(crate) fn take_on_done(&self) -> Vec<OnDone> {
+        let mut ending = self.shared.ending.lock().unwrap_or_else(PoisonError::into_inner);
+        match std::mem::replace(&mut *ending, Ending::Done) {
+            Ending::ToCome(calls) => calls,
+            Ending::Done => Vec::new(),
+        }
+    }
+
+    pub(crate) fn key(&self) -> PortKey {
+        self.shared.key
+    }
+
+    pub(crate) fn host(&self) -> HostKey {
+        self.shared.host
+    }
+
+    pub(crate) fn factory_name(&self) -> &'static str {
+        self.shared.factory_name
+    }
+
+    pub(crate) fn listener(&self) -> Arc<Listener> {
+        Arc::clone(&self.shared.listener)
+    }
+
+    pub(crate) fn number(&self) -> u16 {
+        self.shared.address.port()
+    }
+}
+
+impl fmt::Debug for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Port")
+            .field("address", &self.shared.address)
+            .field("stopped", &self.is_stopped())
+            .finish_non_exhaustive()
+    }
+}

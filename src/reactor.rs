@@ -1,0 +1,319 @@
+//! The reactor as a program sees it: a queue that any thread may put something into.
+//!
+//! What takes things out, one driver for the loops and one for the threads backend, is in
+//! `drive.rs` and below; nothing here knows which of them runs.
+
+use std::{
+    cell::Cell,
+    collections::VecDeque,
+    fmt,
+    net::SocketAddr,
+    ops::Deref,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use crate::{
+    connector::{Attempt, Connector},
+    delayed_call::DelayedCall,
+    error::Error,
+    id::{ConnId, HostKey, PortKey},
+    limits::Limits,
+    options::{BackendInfo, Config},
+    port::Port,
+    protocol::ErasedCall,
+    stats::{Counters, Stats, Syscall},
+    sys::Waker,
+    timer::{TimerKey, TimerQueue, deadline_after},
+};
+
+/// A call for the reactor itself.
+pub(crate) type ReactorCall = Box<dyn FnOnce(&Reactor) + Send>;
+
+/// Something to do on the reactor's thread.
+pub(crate) enum Command {
+    /// Call this.
+    Call(ReactorCall),
+    /// A factory joins, in the form that only the driver knows.
+    AddHost(HostKey, ErasedCall),
+    /// Open a port for a factory.
+    Listen(Port),
+    /// Close a port.
+    StopListening(PortKey),
+    /// Begin a connection attempt.
+    Connect(Connector),
+    /// A name has been resolved for a connection attempt.
+    Resolved(Connector, Attempt, std::io::Result<Vec<SocketAddr>>),
+    /// End a connection attempt because the user said so.
+    StopConnecting(Connector, Attempt),
+    /// Close the connection of a connector.
+    Disconnect(ConnId),
+    /// Call this with the protocol of a connection.
+    Post(ConnId, ErasedCall),
+}
+
+/// Something to do at a given time.
+pub(crate) enum TimerCall {
+    Reactor(ReactorCall),
+    Factory(HostKey, ErasedCall),
+    Connection(ConnId, ErasedCall),
+    ConnectTimeout(Connector, Attempt),
+    AcceptAgain(PortKey),
+}
+
+/// Where a reactor is in its life. It runs once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum State {
+    New = 0,
+    Running = 1,
+    Stopping = 2,
+    Stopped = 3,
+}
+
+/// What all handles of one reactor share.
+pub(crate) struct Core {
+    pub(crate) number: u8,
+    pub(crate) config: Config,
+    pub(crate) info: BackendInfo,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) waker: Arc<Waker>,
+    state: AtomicU8,
+    inbox: Mutex<VecDeque<Command>>,
+    timers: Mutex<TimerQueue<TimerCall>>,
+    notified: AtomicBool,
+    next_key: AtomicU32,
+}
+
+/// Which of the 256 numbers that a `ConnId` has room for belong to a living reactor.
+static NUMBERS_TAKEN: Mutex<[bool; 256]> = Mutex::new([false; 256]);
+
+/// A number for a new reactor, taken until its core is dropped.
+pub(crate) fn take_number() -> Result<u8, Error> {
+    let mut taken = NUMBERS_TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let free = taken.iter().position(|taken| !taken).ok_or(Error::TooManyReactors)?;
+    taken[free] = true;
+    Ok(free as u8)
+}
+
+thread_local! {
+    /// The reactor whose loop this thread runs: its own calls need no wake-up.
+    static RUNNING_HERE: Cell<*const Core> = const { Cell::new(std::ptr::null()) };
+}
+
+impl Core {
+    pub(crate) fn new(number: u8, config: Config, info: BackendInfo, waker: Waker) -> Self {
+        Self {
+            number,
+            config,
+            info,
+            counters: Arc::default(),
+            waker: Arc::new(waker),
+            state: AtomicU8::new(State::New as u8),
+            inbox: Mutex::default(),
+            timers: Mutex::default(),
+            notified: AtomicBool::new(false),
+            next_key: AtomicU32::new(0),
+        }
+    }
+
+    pub(crate) fn timers(&self) -> MutexGuard<'_, TimerQueue<TimerCall>> {
+        self.timers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn inbox(&self) -> MutexGuard<'_, VecDeque<Command>> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes all that has been put in so far, in order, into `into`, which must be empty.
+    pub(crate) fn take_inbox(&self, into: &mut VecDeque<Command>) {
+        // Cleared first: what is put in after this wakes the loop again.
+        self.notified.store(false, Ordering::SeqCst);
+        std::mem::swap(&mut *self.inbox(), into);
+    }
+
+    pub(crate) fn has_commands(&self) -> bool {
+        !self.inbox().is_empty()
+    }
+
+    /// Makes a sleeping loop look at its inbox and timers. Any number of wake-ups between two
+    /// looks is one write.
+    pub(crate) fn wake(&self) {
+        let here = RUNNING_HERE.with(|running| std::ptr::eq(running.get(), self));
+        if !here && !self.notified.swap(true, Ordering::SeqCst) {
+            self.counters.call_shared(Syscall::Write);
+            self.waker.wake();
+        }
+    }
+
+    pub(crate) fn state(&self) -> State {
+        match self.state.load(Ordering::SeqCst) {
+            0 => State::New,
+            1 => State::Running,
+            2 => State::Stopping,
+            _ => State::Stopped,
+        }
+    }
+
+    /// Moves on in life; `false` if the reactor was not where `from` says.
+    pub(crate) fn change_state(&self, from: State, to: State) -> bool {
+        self.state
+            .compare_exchange(from as u8, to as u8, Ordering::SeqCst, Ordering::SeqCst)
+            .is_ok()
+    }
+
+    pub(crate) fn next_key(&self) -> u32 {
+        self.next_key.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Says that this thread runs the loop, until the guard is dropped.
+    pub(crate) fn run_here(&self) -> RunningHere {
+        RunningHere(RUNNING_HERE.with(|running| running.replace(self)))
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        NUMBERS_TAKEN.lock().unwrap_or_else(PoisonError::into_inner)[self.number as usize] = false;
+    }
+}
+
+/// See [`Core::run_here`].
+pub(crate) struct RunningHere(*const Core);
+
+impl Drop for RunningHere {
+    fn drop(&mut self) {
+        RUNNING_HERE.with(|running| running.set(self.0));
+    }
+}
+
+/// Runs ports, connectors, timers and all connections of one thread, on the backend it was built
+/// with. A process may have several, typically one a core; none is global.
+///
+/// All methods but [`run`](Self::run) may be called at any time, from any thread or callback:
+/// they only queue.
+pub struct Reactor {
+    pub(crate) core: Arc<Core>,
+}
+
+impl Reactor {
+    /// A handle for other threads.
+    pub fn handle(&self) -> ReactorHandle {
+        ReactorHandle { reactor: self.share() }
+    }
+
+    /// Another name for the same reactor; private so that a program holds a `ReactorHandle`.
+    pub(crate) fn share(&self) -> Reactor {
+        Reactor { core: Arc::clone(&self.core) }
+    }
+
+    /// Calls `call` on the reactor's thread after `delay`, never early; calls with equal deadlines
+    /// come in the order in which they were scheduled. A delay of 0 means the next turn.
+    pub fn call_later(
+        &self,
+        delay: Duration,
+        call: impl FnOnce(&Reactor) + Send + 'static,
+    ) -> DelayedCall {
+        self.schedule(delay, TimerCall::Reactor(Box::new(call)))
+    }
+
+    /// Calls `call` once the reactor runs, or in its next turn if it does. Calls keep their order.
+    pub fn call_when_running(&self, call: impl FnOnce(&Reactor) + Send + 'static) {
+        self.push(Command::Call(Box::new(call)));
+    }
+
+    /// Calls `call` on the reactor's thread, soon. Calls keep their order; those made before `run`
+    /// come after its start.
+    pub fn call_from_thread(&self, call: impl FnOnce(&Reactor) + Send + 'static) {
+        self.push(Command::Call(Box::new(call)));
+    }
+
+    /// Ends `run`: ports close, connections are lost with `Loss::Shutdown`, factories stop.
+    ///
+    /// # Errors
+    /// [`Error::NotRunning`] before `run` and after an earlier stop.
+    pub fn stop(&self) -> Result<(), Error> {
+        if !self.core.change_state(State::Running, State::Stopping) {
+            return Err(Error::NotRunning);
+        }
+        self.core.wake();
+        Ok(())
+    }
+
+    /// Whether `run` is under way and has not been told to stop.
+    pub fn is_running(&self) -> bool {
+        self.core.state() == State::Running
+    }
+
+    /// Everything counted so far.
+    pub fn stats(&self) -> Stats {
+        self.core.counters.snapshot()
+    }
+
+    /// Which backend this reactor runs on, and why.
+    pub fn backend(&self) -> &BackendInfo {
+        &self.core.info
+    }
+
+    /// The limits it was built with.
+    pub fn limits(&self) -> &Limits {
+        &self.core.config.limits
+    }
+
+    pub(crate) fn push(&self, command: Command) {
+        self.core.inbox().push_back(command);
+        self.core.wake();
+    }
+
+    pub(crate) fn schedule(&self, delay: Duration, call: TimerCall) -> DelayedCall {
+        let key = self.schedule_key(delay, call);
+        DelayedCall::new(self.downgrade(), key)
+    }
+
+    pub(crate) fn schedule_key(&self, delay: Duration, call: TimerCall) -> TimerKey {
+        let key = self.core.timers().insert(deadline_after(Instant::now(), delay), call);
+        self.core.wake();
+        key
+    }
+
+    fn downgrade(&self) -> Weak<Core> {
+        Arc::downgrade(&self.core)
+    }
+}
+
+impl fmt::Debug for Reactor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reactor")
+            .field("backend", &self.core.info)
+            .field("state", &self.core.state())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A [`Reactor`] to be kept and sent to other threads.
+pub struct ReactorHandle {
+    reactor: Reactor,
+}
+
+impl Clone for ReactorHandle {
+    fn clone(&self) -> Self {
+        self.reactor.handle()
+    }
+}
+
+impl Deref for ReactorHandle {
+    type Target = Reactor;
+
+    fn deref(&self) -> &Reactor {
+        &self.reactor
+    }
+}
+
+impl fmt::Debug for ReactorHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.reactor.fmt(f)
+    }
+}

@@ -1,0 +1,205 @@
+//! What a reactor has done so far, counted where it happens.
+
+use std::{
+    fmt,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+macro_rules! named {
+    ($(#[$doc:meta])* $vis:vis enum $Name:ident { $($(#[$vdoc:meta])* $Variant:ident = $text:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[non_exhaustive]
+        $vis enum $Name { $($(#[$vdoc])* $Variant,)+ }
+
+        impl $Name {
+            /// All of them, in the order in which they are declared.
+            pub const ALL: &'static [Self] = &[$(Self::$Variant,)+];
+
+            /// The name that reports use.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$Variant => $text,)+ }
+            }
+        }
+
+        impl fmt::Display for $Name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.name())
+            }
+        }
+    };
+}
+
+named! {
+    /// The system calls that a reactor makes while it runs, by the names that `strace -c` prints.
+    pub enum Syscall {
+        /// One submission and wait of the io_uring backend.
+        IoUringEnter = "io_uring_enter",
+        /// One wait of the epoll backend.
+        EpollWait = "epoll_wait",
+        /// One change of the epoll backend's interest list.
+        EpollCtl = "epoll_ctl",
+        /// One wait of the threads backend's main thread or of its sender.
+        Poll = "poll",
+        /// One accepted connection, or the attempt.
+        Accept = "accept4",
+        /// One receive.
+        Recv = "recvfrom",
+        /// One send of one slice.
+        Send = "sendto",
+        /// One send of several slices.
+        Sendmsg = "sendmsg",
+        /// One half-close.
+        Shutdown = "shutdown",
+        /// One connection attempt.
+        Connect = "connect",
+        /// One closed descriptor of a connection.
+        Close = "close",
+        /// One read of the wake-up descriptor.
+        Read = "read",
+        /// One write to the wake-up descriptor.
+        Write = "write",
+    }
+}
+
+named! {
+    /// What a reactor counts beside system calls.
+    pub enum Count {
+        /// Connections that a port accepted, refused ones included.
+        Accepted = "accepted",
+        /// Connections that a connector made.
+        Connected = "connected",
+        /// Connections whose `connection_made` ran.
+        Made = "made",
+        /// Bytes handed to protocols, held or thrown away: all that was received.
+        BytesReceived = "bytes_received",
+        /// Bytes that the kernel took.
+        BytesSent = "bytes_sent",
+        /// Waits of the loop.
+        Waits = "waits",
+        /// Completions (io_uring) or ready descriptors (epoll) that the waits gave.
+        Events = "events",
+        /// Receives that found no free buffer and were parked (io_uring).
+        NoBuffers = "no_buffers",
+        /// Times the completion queue overflowed into the kernel's memory (io_uring).
+        CqOverflows = "cq_overflows",
+        /// Connection attempts that failed.
+        ConnectFailed = "connect_failed",
+        /// Peers shed because the process, the system or the ring was out of descriptors.
+        RefusedDescriptors = "refused_descriptors",
+        /// Peers refused because no thread could be started for them (threads).
+        RefusedThreads = "refused_threads",
+        /// Peers that a port had accepted when it was stopped.
+        RefusedStopped = "refused_stopped",
+        /// Peers for which `build_protocol` answered None, or panicked.
+        RefusedByFactory = "refused_by_factory",
+        /// Connections lost with `Reason::Done`.
+        LostDone = "lost_done",
+        /// Connections lost to an error of the kernel.
+        LostErrno = "lost_errno",
+        /// Connections lost because the reactor was stopped.
+        LostShutdown = "lost_shutdown",
+        /// Connections aborted by this side.
+        LostAborted = "lost_aborted",
+        /// Connections that passed a limit.
+        LostLimit = "lost_limit",
+        /// Connections that ran out of time.
+        LostTimedOut = "lost_timed_out",
+        /// Connections ended by an error of a callback.
+        LostCallback = "lost_callback",
+        /// Connections ended by a panic of a callback.
+        LostPanicked = "lost_panicked",
+    }
+}
+
+impl Count {
+    const LOSSES: [Self; 8] = [
+        Self::LostDone,
+        Self::LostErrno,
+        Self::LostShutdown,
+        Self::LostAborted,
+        Self::LostLimit,
+        Self::LostTimedOut,
+        Self::LostCallback,
+        Self::LostPanicked,
+    ];
+}
+
+/// A snapshot of everything that a reactor has counted since it was built.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stats {
+    syscalls: [u64; Syscall::ALL.len()],
+    counts: [u64; Count::ALL.len()],
+}
+
+impl Stats {
+    /// How often this was counted.
+    pub fn count(&self, count: Count) -> u64 {
+        self.counts[count as usize]
+    }
+
+    /// How often this system call was made.
+    pub fn syscall(&self, call: Syscall) -> u64 {
+        self.syscalls[call as usize]
+    }
+
+    /// All system calls together.
+    pub fn syscalls_total(&self) -> u64 {
+        self.syscalls.iter().sum()
+    }
+
+    /// Connections that are made and not yet lost.
+    pub fn connections(&self) -> u64 {
+        let lost: u64 = Count::LOSSES.iter().map(|loss| self.count(*loss)).sum();
+        self.count(Count::Made).saturating_sub(lost)
+    }
+}
+
+/// The counters themselves. Atomic so that any thread can take a snapshot while the loop counts.
+#[derive(Debug)]
+pub(crate) struct Counters {
+    syscalls: [AtomicU64; Syscall::ALL.len()],
+    counts: [AtomicU64; Count::ALL.len()],
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            syscalls: [const { AtomicU64::new(0) }; Syscall::ALL.len()],
+            counts: [const { AtomicU64::new(0) }; Count::ALL.len()],
+        }
+    }
+}
+
+impl Counters {
+    /// Counts from the one thread that writes these counters: a load and a store, no locked instruction.
+    pub(crate) fn add(&self, count: Count, n: u64) {
+        bump(&self.counts[count as usize], n);
+    }
+
+    /// As [`add`](Self::add), for a system call.
+    pub(crate) fn call(&self, call: Syscall) {
+        bump(&self.syscalls[call as usize], 1);
+    }
+
+    /// Counts from any thread.
+    pub(crate) fn add_shared(&self, count: Count, n: u64) {
+        self.counts[count as usize].fetch_add(n, Relaxed);
+    }
+
+    /// Counts a system call from any thread.
+    pub(crate) fn call_shared(&self, call: Syscall) {
+        self.syscalls[call as usize].fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn snapshot(&self) -> Stats {
+        Stats {
+            syscalls: std::array::from_fn(|i| self.syscalls[i].load(Relaxed)),
+            counts: std::array::from_fn(|i| self.counts[i].load(Relaxed)),
+        }
+    }
+}
+
+fn bump(counter: &AtomicU64, n: u64) {
+    counter.store(counter.load(Relaxed) + n, Relaxed);
+}

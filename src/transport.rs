@@ -1,0 +1,296 @@
+//! What a protocol writes to and closes: one end of one connection.
+
+use std::{fmt, io, sync::Arc};
+
+use crate::{
+    address::Address,
+    connection::Connection,
+    id::{ConnId, HostKey},
+    limits::Limits,
+    output::{Pool, Write, Writer},
+    reason::{BoxError, Reason},
+    timer::TimerKey,
+};
+
+/// How a [`Transport`] reaches the connections of its reactor. A loop implements it over its own
+/// table, the threads backend over locked connections.
+pub(crate) trait Link {
+    /// Lets `act` change the connection and sees to what follows from it. A stale id is skipped.
+    fn visit(&mut self, id: ConnId, act: &mut dyn FnMut(Visited<'_>));
+    /// One of the two ends of the connection.
+    fn address(&mut self, id: ConnId, end: Side) -> Address;
+    /// Reads a flag of the socket, after setting it if `set` says so.
+    fn flag(&mut self, id: ConnId, flag: SocketFlag, set: Option<bool>) -> io::Result<bool>;
+    /// The made connections of a factory.
+    fn ids(&mut self, host: HostKey) -> Vec<ConnId>;
+    /// Lets a timer die with the connection; `false` if the connection is gone already.
+    fn bind_timer(&mut self, id: ConnId, timer: TimerKey) -> bool;
+}
+
+/// A connection with what it needs to take output.
+pub(crate) struct Visited<'a> {
+    pub(crate) connection: &'a mut Connection,
+    pub(crate) pool: &'a mut Pool,
+    pub(crate) limits: &'a Limits,
+}
+
+/// Which end of a connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Side {
+    Peer,
+    Host,
+}
+
+/// Flags of a TCP socket.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum SocketFlag {
+    NoDelay,
+    KeepAlive,
+}
+
+/// One end of a connection. None of its methods blocks, does I/O or calls back before it returns:
+/// output is gathered and handed to the kernel once a turn, and everything else takes effect there too.
+///
+/// Once the connection is lost, every method does nothing.
+pub struct Transport<'a> {
+    link: &'a mut dyn Link,
+    id: ConnId,
+}
+
+impl<'a> Transport<'a> {
+    pub(crate) fn new(link: &'a mut dyn Link, id: ConnId) -> Self {
+        Self { link, id }
+    }
+
+    pub(crate) fn reborrow(&mut self) -> Transport<'_> {
+        Transport { link: &mut *self.link, id: self.id }
+    }
+
+    pub(crate) fn link(&mut self) -> &mut dyn Link {
+        &mut *self.link
+    }
+
+    /// The connection's name, to be kept for [`to`](Self::to) and [`Cx::post`](crate::Cx::post).
+    pub fn id(&self) -> ConnId {
+        self.id
+    }
+
+    /// The transport of another connection of the same reactor; inert if it is gone.
+    ///
+    /// ```
+    /// # use ringspun::{ConnId, Cx, Write};
+    /// fn say_to<F>(cx: &mut Cx<'_, F>, other: ConnId, text: &[u8]) -> Write {
+    ///     cx.transport.to(other).write(text)
+    /// }
+    /// ```
+    pub fn to(&mut self, id: ConnId) -> Transport<'_> {
+        Transport { link: &mut *self.link, id }
+    }
+}
+
+/// Writing.
+impl Transport<'_> {
+    /// Appends a copy of `data` to the output.
+    pub fn write(&mut self, data: &[u8]) -> Write {
+        self.append(&mut |visited| {
+            visited.connection.write(visited.pool, visited.limits, &mut |batch| batch.push(data))
+        })
+    }
+
+    /// Appends copies of all of `parts`, in order, as one write.
+    pub fn write_sequence<T: AsRef<[u8]>>(&mut self, parts: impl IntoIterator<Item = T>) -> Write {
+        let mut parts = parts.into_iter();
+        self.write_with(|out| parts.by_ref().for_each(|part| out.push(part.as_ref())))
+    }
+
+    /// Lets `fill` format straight into the output: no string in between.
+    ///
+    /// ```
+    /// # use ringspun::{Cx, Write};
+    /// fn answer<F>(cx: &mut Cx<'_, F>, n: u64) -> Write {
+    ///     cx.transport.write_with(|out| write!(out, "{n}\r\n"))
+    /// }
+    /// ```
+    pub fn write_with<R>(&mut self, fill: impl FnOnce(&mut Writer<'_>) -> R) -> Write {
+        let mut fill = Some(fill);
+        self.append(&mut |visited| {
+            visited.connection.write(visited.pool, visited.limits, &mut |batch| {
+                if let Some(fill) = fill.take() {
+                    fill(&mut Writer::new(batch));
+                }
+            })
+        })
+    }
+
+    /// Appends `data` without copying it: for one buffer that goes to many connections.
+    pub fn write_shared(&mut self, data: &Arc<[u8]>) -> Write {
+        self.append(&mut |visited| {
+            visited.connection.write(visited.pool, visited.limits, &mut |batch| {
+                batch.push_shared(Arc::clone(data));
+            })
+        })
+    }
+
+    /// Bytes written that the kernel has not taken yet.
+    pub fn unsent(&mut self) -> usize {
+        let mut unsent = 0;
+        self.link.visit(self.id, &mut |visited| unsent = visited.connection.unsent());
+        unsent
+    }
+
+    fn append(&mut self, write: &mut dyn FnMut(Visited<'_>) -> Write) -> Write {
+        let mut answer = Write::Closed;
+        self.link.visit(self.id, &mut |visited| answer = write(visited));
+        answer
+    }
+}
+
+/// Ending.
+impl Transport<'_> {
+    /// Closes the connection once everything written before has been delivered. No more data is
+    /// received. `connection_lost` comes later, never from inside this call.
+    pub fn lose_connection(&mut self) {
+        self.change(Connection::lose);
+    }
+
+    /// Closes the writing half once everything written before has been delivered; receiving goes on.
+    pub fn lose_write_connection(&mut self) {
+        self.change(Connection::lose_write);
+    }
+
+    /// Drops what was written and resets the connection; works against a peer that never reads.
+    pub fn abort_connection(&mut self) {
+        self.change(Connection::abort);
+    }
+
+    /// Ends this connection, and only it, with `Reason::Callback(error)`; the error is logged.
+    /// The peer gets RST, so that half an answer is not taken for a whole one.
+    pub fn fail(&mut self, error: impl Into<BoxError>) {
+        let error = error.into();
+        log::error!("{:?} failed: {error}", self.id);
+        let mut reason = Some(Reason::Callback(error));
+        self.change(|connection| {
+            if let Some(reason) = reason.take() {
+                connection.finish(reason, true);
+            }
+        });
+    }
+}
+
+/// Receiving.
+impl Transport<'_> {
+    /// Delivers nothing, neither data nor the peer's FIN, until [`resume_producing`](Self::resume_producing).
+    pub fn pause_producing(&mut self) {
+        self.change(Connection::pause);
+    }
+
+    /// Delivers again, first what arrived meanwhile.
+    pub fn resume_producing(&mut self) {
+        self.change(Connection::resume);
+    }
+
+    fn change(&mut self, mut change: impl FnMut(&mut Connection)) {
+        self.link.visit(self.id, &mut |visited| change(visited.connection));
+    }
+}
+
+/// Addresses and options.
+impl Transport<'_> {
+    /// The other end's address. The kernel is asked once, at the first call.
+    pub fn get_peer(&mut self) -> Address {
+        self.link.address(self.id, Side::Peer)
+    }
+
+    /// This end's address. The kernel is asked once, at the first call.
+    pub fn get_host(&mut self) -> Address {
+        self.link.address(self.id, Side::Host)
+    }
+
+    /// Sends small writes at once instead of waiting to fill a segment (`TCP_NODELAY`).
+    ///
+    /// # Errors
+    /// What `setsockopt(2)` says, or `NotConnected` if the connection is gone.
+    pub fn set_tcp_no_delay(&mut self, enabled: bool) -> io::Result<()> {
+        self.link.flag(self.id, SocketFlag::NoDelay, Some(enabled)).map(drop)
+    }
+
+    /// Whether `TCP_NODELAY` is set. Connections of ringspun start with it.
+    ///
+    /// # Errors
+    /// What `getsockopt(2)` says, or `NotConnected` if the connection is gone.
+    pub fn get_tcp_no_delay(&mut self) -> io::Result<bool> {
+        self.link.flag(self.id, SocketFlag::NoDelay, None)
+    }
+
+    /// Lets the kernel probe an idle peer (`SO_KEEPALIVE`).
+    ///
+    /// # Errors
+    /// What `setsockopt(2)` says, or `NotConnected` if the connection is gone.
+    pub fn set_tcp_keep_alive(&mut self, enabled: bool) -> io::Result<()> {
+        self.link.flag(self.id, SocketFlag::KeepAlive, Some(enabled)).map(drop)
+    }
+
+    /// Whether `SO_KEEPALIVE` is set.
+    ///
+    /// # Errors
+    /// What `getsockopt(2)` says, or `NotConnected` if the connection is gone.
+    pub fn get_tcp_keep_alive(&mut self) -> io::Result<bool> {
+        self.link.flag(self.id, SocketFlag::KeepAlive, None)
+    }
+}
+
+impl fmt::Debug for Transport<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transport").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// All made connections of one factory.
+pub struct Connections<'a> {
+    link: &'a mut dyn Link,
+    host: HostKey,
+}
+
+impl<'a> Connections<'a> {
+    pub(crate) fn new(link: &'a mut dyn Link, host: HostKey) -> Self {
+        Self { link, host }
+    }
+
+    pub(crate) fn reborrow(&mut self) -> Connections<'_> {
+        Connections { link: &mut *self.link, host: self.host }
+    }
+
+    pub(crate) fn link(&mut self) -> &mut dyn Link {
+        &mut *self.link
+    }
+
+    /// Calls `act` with the transport of each connection.
+    ///
+    /// ```
+    /// # use {ringspun::Connections, std::sync::Arc};
+    /// fn push(connections: &mut Connections<'_>, hit: &Arc<[u8]>) {
+    ///     connections.each(|mut transport| { let _ = transport.write_shared(hit); });
+    /// }
+    /// ```
+    pub fn each(&mut self, mut act: impl FnMut(Transport<'_>)) {
+        for id in self.link.ids(self.host) {
+            act(Transport::new(&mut *self.link, id));
+        }
+    }
+
+    /// How many there are.
+    pub fn count(&mut self) -> usize {
+        self.link.ids(self.host).len()
+    }
+
+    /// The transport of one connection; inert if it is gone.
+    pub fn to(&mut self, id: ConnId) -> Transport<'_> {
+        Transport::new(&mut *self.link, id)
+    }
+}
+
+impl fmt::Debug for Connections<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connections").field("host", &self.host).finish_non_exhaustive()
+    }
+}
