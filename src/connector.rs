@@ -8,6 +8,7 @@ use std::{
 };
 
 use crate::{
+    factory_handle::HostToken,
     id::{ConnId, HostKey},
     reactor::{Command, Core, Reactor},
 };
@@ -114,7 +115,7 @@ pub(crate) struct Attempt(u64);
 
 struct Shared {
     core: Weak<Core>,
-    host: HostKey,
+    host: Arc<HostToken>,
     options: ConnectOptions,
     current: Mutex<Current>,
 }
@@ -124,12 +125,18 @@ struct Current {
     state: ConnectorState,
     attempt: Attempt,
     connection: Option<ConnId>,
+    /// Whether it counts among the users of its factory.
+    counted: bool,
 }
 
 impl Connector {
-    pub(crate) fn new(core: &Arc<Core>, host: HostKey, options: ConnectOptions) -> Self {
-        let current =
-            Current { state: ConnectorState::Disconnected, attempt: Attempt(0), connection: None };
+    pub(crate) fn new(core: &Arc<Core>, host: Arc<HostToken>, options: ConnectOptions) -> Self {
+        let current = Current {
+            state: ConnectorState::Disconnected,
+            attempt: Attempt(0),
+            connection: None,
+            counted: false,
+        };
         let core = Arc::downgrade(core);
         Self { shared: Arc::new(Shared { core, host, options, current: Mutex::new(current) }) }
     }
@@ -205,7 +212,17 @@ impl Connector {
 /// For the driver.
 impl Connector {
     pub(crate) fn host(&self) -> HostKey {
-        self.shared.host
+        self.shared.host.key()
+    }
+
+    /// Names this connector among those under way.
+    pub(crate) fn key(&self) -> usize {
+        Arc::as_ptr(&self.shared) as usize
+    }
+
+    /// Notes whether it counts among the users of its factory; what it was before.
+    pub(crate) fn set_counted(&self, counted: bool) -> bool {
+        std::mem::replace(&mut self.current().counted, counted)
     }
 
     pub(crate) fn options(&self) -> &ConnectOptions {

@@ -112,7 +112,9 @@ impl<F: Factory> Cx<'_, F> {
         let id = self.transport.id();
         let call = TimerCall::Connection(id, self.erase(call));
         let timer = self.reactor.schedule(delay, call);
-        if !self.transport.link().bind_timer(id, timer.key()) {
+        let core = &self.reactor.core;
+        let alive = |key| core.timers().deadline(key).is_some();
+        if !self.transport.link().bind_timer(id, timer.key(), &alive) {
             let _ = timer.cancel();
         }
         timer

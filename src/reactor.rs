@@ -37,8 +37,12 @@ pub(crate) type ReactorCall = Box<dyn FnOnce(&Reactor) + Send>;
 pub(crate) enum Command {
     /// Call this.
     Call(ReactorCall),
-    /// A factory joins, in the form that only the driver knows.
-    AddHost(HostKey, ErasedCall),
+    /// A factory joins under its type's name, in the form that only the driver knows.
+    AddHost(HostKey, &'static str, ErasedCall),
+    /// A factory turns out to be a client factory.
+    SetHooks(HostKey, ErasedCall),
+    /// No handle names this factory any more.
+    ForgetHost(HostKey),
     /// Open a port for a factory.
     Listen(Port),
     /// Close a port.

@@ -51,6 +51,8 @@ named! {
         Sendmsg = "sendmsg",
         /// One half-close.
         Shutdown = "shutdown",
+        /// One change of a socket option, before a reset.
+        Setsockopt = "setsockopt",
         /// One connection attempt.
         Connect = "connect",
         /// One closed descriptor of a connection.

@@ -23,8 +23,9 @@ pub(crate) trait Link {
     fn flag(&mut self, id: ConnId, flag: SocketFlag, set: Option<bool>) -> io::Result<bool>;
     /// The made connections of a factory.
     fn ids(&mut self, host: HostKey) -> Vec<ConnId>;
-    /// Lets a timer die with the connection; `false` if the connection is gone already.
-    fn bind_timer(&mut self, id: ConnId, timer: TimerKey) -> bool;
+    /// Lets a timer die with the connection; `false` if the connection is gone already. Timers that
+    /// `alive` denies are forgotten on the way.
+    fn bind_timer(&mut self, id: ConnId, timer: TimerKey, alive: &dyn Fn(TimerKey) -> bool) -> bool;
 }
 
 /// A connection with what it needs to take output.

@@ -1,0 +1,106 @@
+//! The seam between the loop and the kernel: connection operations go down, completions come up.
+//!
+//! The contract that io_uring, epoll and any later backend keep:
+//!
+//! * Operations name a connection by its [`ConnId`], which belongs to it from
+//!   [`adopt`](Proactor::adopt) or [`connect`](Proactor::connect) until [`Event::Closed`]. After
+//!   `close` the loop asks nothing more of it, and the only events that may still come for it are a
+//!   `Sent` that brings its batch back and then the one `Closed`.
+//! * Receiving is off after `adopt`; [`read`](Proactor::read) turns it on and off. While it is on,
+//!   `Data` comes in order, then one `End`. Data that the kernel had completed before receiving was
+//!   turned off may still come after it.
+//! * At most one batch of a connection is with the backend. It moves over the seam, and comes back
+//!   with [`Sent`], so that nothing is freed or changed while the kernel reads it.
+//! * No operation blocks, fails or calls back. What goes wrong comes up as an event.
+//! * [`wait`](Proactor::wait) is the one place that sleeps. [`next`](Proactor::next) lends what it
+//!   found, one event at a time: data lives until the following call, and the sockets lent beside
+//!   it can be asked for addresses and options meanwhile.
+//! * A backend names no protocol, no factory and no other backend.
+
+pub(crate) mod accept;
+pub(crate) mod diagnosis;
+pub(crate) mod epoll;
+pub(crate) mod uring;
+
+use std::{io, net::SocketAddr, os::fd::BorrowedFd, os::fd::OwnedFd, sync::Arc, time::Duration};
+
+use crate::{
+    error::Errno,
+    id::{ConnId, PortKey},
+    output::Batch,
+    sys::{Listener, Socket},
+};
+
+/// What happened.
+#[derive(Debug)]
+pub(crate) enum Event<'a> {
+    /// A port accepted a connection.
+    Accepted { port: PortKey, socket: Socket },
+    /// A port could not accept; it rests until [`Proactor::accept_again`].
+    AcceptFailed { port: PortKey, errno: Errno },
+    /// A port is closed.
+    Unlistened { port: PortKey },
+    /// An attempt to connect ended.
+    Connected { id: ConnId, errno: Option<Errno> },
+    /// Bytes arrived.
+    Data { id: ConnId, data: &'a [u8] },
+    /// Receiving ended: with FIN, or with an error.
+    End { id: ConnId, errno: Option<Errno> },
+    /// A batch came back.
+    Sent { id: ConnId, sent: Sent },
+    /// Nothing of a connection is left with the backend.
+    Closed { id: ConnId },
+    /// Another thread woke the loop.
+    Woken,
+}
+
+/// A batch that came back.
+#[derive(Debug)]
+pub(crate) struct Sent {
+    /// With what was sent taken off.
+    pub(crate) batch: Box<Batch>,
+    /// Bytes that the kernel took.
+    pub(crate) bytes: usize,
+    /// Why it took no more.
+    pub(crate) errno: Option<Errno>,
+}
+
+/// Asks sockets for what only a descriptor answers.
+pub(crate) trait Sockets {
+    /// Lends the descriptor of an adopted connection.
+    fn lend(&mut self, id: ConnId, ask: &mut dyn FnMut(BorrowedFd<'_>)) -> io::Result<()>;
+    /// Lends the descriptor of a socket that is not adopted yet.
+    fn lend_socket(&mut self, socket: &Socket, ask: &mut dyn FnMut(BorrowedFd<'_>)) -> io::Result<()>;
+}
+
+/// One way of having the kernel do network I/O. See the top of this file for the contract.
+pub(crate) trait Proactor {
+    /// Starts accepting.
+    fn listen(&mut self, port: PortKey, listener: Arc<Listener>);
+    /// Accepts again after [`Event::AcceptFailed`].
+    fn accept_again(&mut self, port: PortKey);
+    /// Accepts and closes the peers that wait, by means of a reserved descriptor; how many.
+    fn shed(&mut self, port: PortKey) -> usize;
+    /// Ends a port; [`Event::Unlistened`] follows.
+    fn unlisten(&mut self, port: PortKey);
+    /// Begins to connect a socket, which is adopted by it; [`Event::Connected`] follows.
+    fn connect(&mut self, id: ConnId, socket: OwnedFd, address: SocketAddr);
+    /// Takes an accepted socket under this id.
+    fn adopt(&mut self, id: ConnId, socket: Socket);
+    /// Closes an accepted socket that nobody wants.
+    fn refuse(&mut self, socket: Socket);
+    /// Turns receiving on or off.
+    fn read(&mut self, id: ConnId, on: bool);
+    /// Sends a batch. It may be gone at once; else [`Event::Sent`] brings it back.
+    fn send(&mut self, id: ConnId, batch: Box<Batch>) -> Option<Sent>;
+    /// Sends FIN.
+    fn shutdown_write(&mut self, id: ConnId);
+    /// Ends every operation and closes the socket, with RST if `reset`; [`Event::Closed`] follows.
+    fn close(&mut self, id: ConnId, reset: bool);
+    /// Submits what was asked and sleeps until something happens or `timeout` has passed.
+    fn wait(&mut self, timeout: Duration) -> io::Result<()>;
+    /// The next thing that happened, and the sockets.
+    fn next(&mut self) -> Option<(Event<'_>, &mut dyn Sockets)>;
+    /// The sockets, between events.
+    fn sockets(&mut self) -> &mut dyn Sockets;
+}

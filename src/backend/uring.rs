@@ -1,0 +1,878 @@
+//! The io_uring backend: multishot accept and receive into shared buffers, one send in flight a
+//! connection, one enter a turn.
+//!
+//! A slot (the place of a [`ConnId`]) is free again only when no operation of it is in flight, and
+//! every completion carries the slot's generation, so that a late one is known as late.
+//! [`ring`] holds the queues, [`buffers`] the receive buffers, [`wait`] the wait policy; `prove.rs`
+//! finds out what works here.
+
+mod buffers;
+mod prove;
+mod ring;
+pub(crate) mod wait;
+
+use std::{
+    collections::{HashMap, VecDeque},
+    io,
+    net::SocketAddr,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd},
+    ptr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use io_uring::{opcode, squeue, types};
+use nix::sys::socket::{SockaddrLike, SockaddrStorage};
+
+use self::{
+    buffers::Buffers,
+    ring::{Completion, Ring},
+    wait::{Recent, Wait},
+};
+use super::{Event, Proactor, Sent, Sockets};
+use crate::{
+    error::{Errno, Error},
+    id::{ConnId, PortKey},
+    options::{Tier, UringOptions, WaitPolicy},
+    output::Batch,
+    stats::{Count, Counters, Syscall},
+    sys::{self, Listener, Reserve, SLICES_MAX, Socket, Waker},
+};
+
+pub(crate) use prove::prove;
+
+/// Sheds at most this many peers at once when descriptors run out.
+const SHED_MAX: usize = 64;
+
+/// What a completion is for; the top byte of its user data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Kind {
+    Receive = 1,
+    Send,
+    Accept,
+    Wake,
+    /// A cancel: its own result says nothing that the cancelled operation's does not.
+    Cancel,
+    Close,
+    Shutdown,
+    Connect,
+    Linger,
+    /// A socket that nobody wanted.
+    Refuse,
+    /// Lends a descriptor for a direct one; taken out of turn.
+    Install,
+}
+
+impl Kind {
+    const ALL: [Self; 11] = [
+        Self::Receive,
+        Self::Send,
+        Self::Accept,
+        Self::Wake,
+        Self::Cancel,
+        Self::Close,
+        Self::Shutdown,
+        Self::Connect,
+        Self::Linger,
+        Self::Refuse,
+        Self::Install,
+    ];
+
+    /// User data of an operation of a connection.
+    fn of(self, id: ConnId) -> u64 {
+        (self as u64) << 56 | u64::from(id.generation()) << 32 | id.slot() as u64
+    }
+
+    /// User data of an operation of a port, or of none.
+    fn of_port(self, key: u32) -> u64 {
+        (self as u64) << 56 | u64::from(key)
+    }
+
+    fn from(user_data: u64) -> Option<Self> {
+        Self::ALL.get(((user_data >> 56) as usize).wrapping_sub(1)).copied()
+    }
+}
+
+/// What the kernel reads while a `sendmsg` is in flight.
+struct Message {
+    header: libc::msghdr,
+    slices: [libc::iovec; SLICES_MAX],
+}
+
+/// Where a connection's receiving is.
+#[derive(Clone, Copy, Debug, Default)]
+struct Receiving {
+    /// The loop wants data.
+    wanted: bool,
+    /// The kernel has the operation.
+    armed: bool,
+    /// The kernel has been asked to give it back.
+    cancelling: bool,
+    /// It found no buffer and stands in line for one.
+    parked: bool,
+}
+
+/// How far a connection's end is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    No,
+    /// The close waits for the operations in flight.
+    Reaping,
+    /// The close is in flight itself.
+    Closing,
+}
+
+/// One slot.
+struct Slot {
+    id: ConnId,
+    socket: Option<Socket>,
+    in_flight: u32,
+    receiving: Receiving,
+    ending: Ending,
+    batch: Option<Box<Batch>>,
+    message: Option<Box<Message>>,
+    address: Option<Box<SockaddrStorage>>,
+}
+
+impl Slot {
+    fn new(id: ConnId, socket: Socket) -> Self {
+        Self {
+            id,
+            socket: Some(socket),
+            in_flight: 0,
+            receiving: Receiving::default(),
+            ending: Ending::No,
+            batch: None,
+            message: None,
+            address: None,
+        }
+    }
+}
+
+/// A listening port.
+struct Accepting {
+    listener: Arc<Listener>,
+    armed: bool,
+    ending: bool,
+}
+
+/// An event, without the loan of its data.
+enum Found {
+    Data { id: ConnId, buffer: u16, len: u32 },
+    Other(Event<'static>),
+}
+
+/// Everything but the receive buffers, so that data can be lent from those while sockets are asked.
+struct Io {
+    ring: Ring,
+    slots: Vec<Option<Slot>>,
+    ports: HashMap<PortKey, Accepting>,
+    /// Events that need no completion.
+    ready: VecDeque<Event<'static>>,
+    /// Connections to be armed before the next wait.
+    rearm: Vec<ConnId>,
+    /// Connections that found no buffer, in order.
+    parked: VecDeque<ConnId>,
+    direct: bool,
+    multishot: bool,
+    reserve: Reserve,
+    waker: Arc<Waker>,
+    waker_armed: bool,
+    counters: Arc<Counters>,
+}
+
+/// See the top of this file.
+pub(crate) struct Uring {
+    // Declared, and so dropped, before the buffers that the kernel writes to through it.
+    io: Io,
+    buffers: Buffers,
+    lent: Option<u16>,
+    recent: Recent,
+    policy: WaitPolicy,
+    /// The process that made the ring; a forked child has no part in it.
+    process: u32,
+}
+
+/// Opens the backend with a tier that was proved to work.
+pub(crate) fn open(
+    options: &UringOptions,
+    tier: Tier,
+    counters: Arc<Counters>,
+    waker: Arc<Waker>,
+) -> Result<Box<dyn Proactor>, Error> {
+    let uring = Uring::open(options, tier, counters, waker)
+        .map_err(|error| super::diagnosis::Denial::find(&error).into_error())?;
+    Ok(Box::new(uring))
+}
+
+impl Uring {
+    fn open(
+        options: &UringOptions,
+        tier: Tier,
+        counters: Arc<Counters>,
+        waker: Arc<Waker>,
+    ) -> io::Result<Self> {
+        let ring = Ring::open(options, tier, Arc::clone(&counters))?;
+        if options.direct {
+            let places = sys::descriptor_limit().min(1 << 20) as u32;
+            ring.submitter().register_files_sparse(places)?;
+        }
+        let buffers = Buffers::register(&ring, options.buffers, options.buffer_bytes)?;
+        let io = Io {
+            ring,
+            slots: Vec::new(),
+            ports: HashMap::new(),
+            ready: VecDeque::new(),
+            rearm: Vec::new(),
+            parked: VecDeque::new(),
+            direct: options.direct,
+            multishot: options.multishot,
+            reserve: Reserve::new(),
+            waker,
+            waker_armed: false,
+            counters,
+        };
+        Ok(Self {
+            io,
+            buffers,
+            lent: None,
+            recent: Recent::default(),
+            policy: options.wait,
+            process: std::process::id(),
+        })
+    }
+
+    fn recycle_lent(&mut self) {
+        if let Some(buffer) = self.lent.take() {
+            self.buffers.recycle(buffer);
+        }
+    }
+
+    /// Waits by the policy, and learns from what came.
+    fn wait_by_policy(&mut self, timeout: Duration) -> io::Result<()> {
+        match self.policy {
+            WaitPolicy::Adaptive => {
+                let wait = if timeout.is_zero() { Wait::One } else { self.recent.wait() };
+                self.io.ring.submit_and_wait(wait, timeout)?;
+                self.recent = self.recent.after(wait, self.io.ring.ready());
+                Ok(())
+            }
+            WaitPolicy::Latency { spin } => {
+                self.spin(spin.min(timeout))?;
+                if self.io.ring.ready() > 0 {
+                    return Ok(());
+                }
+                self.io.ring.submit_and_wait(Wait::One, timeout.saturating_sub(spin))
+            }
+        }
+    }
+
+    /// Looks for completions without going to sleep.
+    fn spin(&mut self, spin: Duration) -> io::Result<()> {
+        let start = Instant::now();
+        while !spin.is_zero() && self.io.ring.ready() == 0 && start.elapsed() < spin {
+            self.io.ring.submit()?;
+        }
+        Ok(())
+    }
+}
+
+impl Proactor for Uring {
+    fn listen(&mut self, port: PortKey, listener: Arc<Listener>) {
+        self.io.ports.insert(port, Accepting { listener, armed: false, ending: false });
+        self.io.arm_accept(port);
+    }
+
+    fn accept_again(&mut self, port: PortKey) {
+        self.io.arm_accept(port);
+    }
+
+    fn shed(&mut self, port: PortKey) -> usize {
+        let Some(accepting) = self.io.ports.get(&port) else { return 0 };
+        self.io.counters.call(Syscall::Accept);
+        self.io.reserve.shed(&accepting.listener, SHED_MAX)
+    }
+
+    fn unlisten(&mut self, port: PortKey) {
+        self.io.unlisten(port);
+    }
+
+    fn connect(&mut self, id: ConnId, socket: OwnedFd, address: SocketAddr) {
+        self.io.connect(id, socket, address);
+    }
+
+    fn adopt(&mut self, id: ConnId, socket: Socket) {
+        self.io.adopt(id, socket);
+    }
+
+    fn refuse(&mut self, socket: Socket) {
+        let close = close_entry(socket).user_data(Kind::Refuse.of_port(0));
+        // SAFETY: a close points to nothing.
+        unsafe { self.io.ring.push(close) };
+    }
+
+    fn read(&mut self, id: ConnId, on: bool) {
+        self.io.read(id, on, self.buffers.bytes());
+    }
+
+    fn send(&mut self, id: ConnId, batch: Box<Batch>) -> Option<Sent> {
+        self.io.send(id, batch)
+    }
+
+    fn shutdown_write(&mut self, id: ConnId) {
+        self.io.shutdown_write(id);
+    }
+
+    fn close(&mut self, id: ConnId, reset: bool) {
+        self.io.close(id, reset);
+    }
+
+    fn wait(&mut self, timeout: Duration) -> io::Result<()> {
+        self.recycle_lent();
+        self.buffers.publish();
+        self.io.rearm(self.buffers.count(), self.buffers.bytes());
+        self.io.arm_waker();
+        if !self.io.ready.is_empty() {
+            return self.io.ring.submit();
+        }
+        self.wait_by_policy(timeout)?;
+        self.io.ring.mind_overflow();
+        Ok(())
+    }
+
+    fn next(&mut self) -> Option<(Event<'_>, &mut dyn Sockets)> {
+        self.recycle_lent();
+        let event = match self.io.next_found(&mut self.buffers)? {
+            Found::Data { id, buffer, len } => {
+                self.lent = Some(buffer);
+                Event::Data { id, data: self.buffers.slice(buffer, len) }
+            }
+            Found::Other(event) => event,
+        };
+        Some((event, &mut self.io))
+    }
+
+    fn sockets(&mut self) -> &mut dyn Sockets {
+        &mut self.io
+    }
+}
+
+/// Starting operations.
+impl Io {
+    fn slot(&mut self, id: ConnId) -> Option<&mut Slot> {
+        let slot = self.slots.get_mut(id.slot())?.as_mut()?;
+        (slot.id == id).then_some(slot)
+    }
+
+    fn adopt(&mut self, id: ConnId, socket: Socket) {
+        if self.slots.len() <= id.slot() {
+            self.slots.resize_with(id.slot() + 1, || None);
+        }
+        self.slots[id.slot()] = Some(Slot::new(id, socket));
+    }
+
+    /// Queues an operation of a connection and counts it.
+    ///
+    /// # Safety
+    /// As for [`Ring::push`].
+    unsafe fn push(&mut self, id: ConnId, kind: Kind, entry: squeue::Entry) {
+        if let Some(slot) = self.slot(id) {
+            slot.in_flight += 1;
+        }
+        // SAFETY: as the caller promises.
+        unsafe { self.ring.push(entry.user_data(kind.of(id))) };
+    }
+
+    fn cancel(&mut self, user_data: u64) {
+        let cancel = opcode::AsyncCancel::new(user_data).build().user_data(Kind::Cancel.of_port(0));
+        // SAFETY: a cancel points to nothing.
+        unsafe { self.ring.push(cancel) };
+    }
+
+    fn connect(&mut self, id: ConnId, socket: OwnedFd, address: SocketAddr) {
+        self.adopt(id, Socket::Fd(socket));
+        let Some(slot) = self.slot(id) else { return };
+        let Some(Socket::Fd(fd)) = &slot.socket else { return };
+        let fd = types::Fd(fd.as_raw_fd());
+        // Boxed, so that it stays where the kernel looks for it.
+        let address = slot.address.insert(Box::new(SockaddrStorage::from(address)));
+        let entry = opcode::Connect::new(fd, address.as_ptr(), address.len()).build();
+        // SAFETY: the address is dropped only with the slot, which outlives the operation.
+        unsafe { self.push(id, Kind::Connect, entry) };
+    }
+
+    fn read(&mut self, id: ConnId, on: bool, bytes: u32) {
+        let Some(slot) = self.slot(id) else { return };
+        slot.receiving.wanted = on;
+        let Receiving { armed, cancelling, parked, .. } = slot.receiving;
+        if on && !armed && !parked {
+            self.arm_receive(id, bytes);
+        } else if !on && armed && !cancelling {
+            slot.receiving.cancelling = true;
+            self.cancel(Kind::Receive.of(id));
+        }
+    }
+
+    fn arm_receive(&mut self, id: ConnId, bytes: u32) {
+        let multishot = self.multishot;
+        let Some(slot) = self.slot(id).filter(|slot| slot.ending == Ending::No) else { return };
+        let Some(socket) = &slot.socket else { return };
+        let entry = match (socket, multishot) {
+            (Socket::Fd(fd), true) => opcode::RecvMulti::new(types::Fd(fd.as_raw_fd()), buffers::GROUP).build(),
+            (Socket::Direct(place), true) => opcode::RecvMulti::new(types::Fixed(*place), buffers::GROUP).build(),
+            (Socket::Fd(fd), false) => receive_once(opcode::Recv::new(types::Fd(fd.as_raw_fd()), ptr::null_mut(), bytes)),
+            (Socket::Direct(place), false) => receive_once(opcode::Recv::new(types::Fixed(*place), ptr::null_mut(), bytes)),
+        };
+        slot.receiving = Receiving { wanted: true, armed: true, cancelling: false, parked: false };
+        // SAFETY: the kernel chooses among the registered buffers, which outlive the ring.
+        unsafe { self.push(id, Kind::Receive, entry) };
+    }
+
+    fn arm_accept(&mut self, port: PortKey) {
+        let (direct, multishot) = (self.direct, self.multishot);
+        let Some(accepting) = self.ports.get_mut(&port) else { return };
+        if accepting.armed || accepting.ending {
+            return;
+        }
+        accepting.armed = true;
+        let fd = types::Fd(accepting.listener.as_fd().as_raw_fd());
+        // A direct descriptor is never inherited, and accept refuses the flag for it.
+        let flags = if direct { 0 } else { libc::SOCK_CLOEXEC };
+        let entry = if multishot {
+            opcode::AcceptMulti::new(fd).flags(flags).allocate_file_index(direct).build()
+        } else {
+            let place = direct.then(types::DestinationSlot::auto_target);
+            opcode::Accept::new(fd, ptr::null_mut(), ptr::null_mut()).flags(flags).file_index(place).build()
+        };
+        // SAFETY: no address is asked for, so the entry points to nothing; the listener is held
+        // by the port until its last completion.
+        unsafe { self.ring.push(entry.user_data(Kind::Accept.of_port(port.0))) };
+    }
+
+    fn unlisten(&mut self, port: PortKey) {
+        let Some(accepting) = self.ports.get_mut(&port) else { return };
+        accepting.ending = true;
+        accepting.listener.stop();
+        if accepting.armed {
+            self.cancel(Kind::Accept.of_port(port.0));
+        } else {
+            self.ports.remove(&port);
+            self.ready.push_back(Event::Unlistened { port });
+        }
+    }
+
+    /// The eventfd is never read: each write wakes the poll, and a full counter stays readable.
+    fn arm_waker(&mut self) {
+        if !std::mem::replace(&mut self.waker_armed, true) {
+            let fd = types::Fd(self.waker.raw());
+            let entry = opcode::PollAdd::new(fd, libc::POLLIN as u32).multi(true).build();
+            // SAFETY: a poll points to nothing.
+            unsafe { self.ring.push(entry.user_data(Kind::Wake.of_port(0))) };
+        }
+    }
+
+    fn send(&mut self, id: ConnId, batch: Box<Batch>) -> Option<Sent> {
+        let gone = Errno::from_raw(libc::ENOTCONN);
+        let Some(slot) = self.slot(id) else { return Some(Sent { batch, bytes: 0, errno: Some(gone) }) };
+        let entry = match &slot.socket {
+            Some(Socket::Fd(fd)) => {
+                send_entry(types::Fd(fd.as_raw_fd()), &batch, &mut slot.message)
+            }
+            Some(Socket::Direct(place)) => send_entry(types::Fixed(*place), &batch, &mut slot.message),
+            None => return Some(Sent { batch, bytes: 0, errno: Some(gone) }),
+        };
+        slot.batch = Some(batch);
+        // SAFETY: the batch and the message are boxed, stay in the slot, and are taken out or
+        // changed only after the operation's one completion.
+        unsafe { self.push(id, Kind::Send, entry) };
+        None
+    }
+
+    fn shutdown_write(&mut self, id: ConnId) {
+        let Some(slot) = self.slot(id) else { return };
+        match &slot.socket {
+            Some(Socket::Fd(fd)) => {
+                sys::shutdown_write(fd.as_fd());
+                self.counters.call(Syscall::Shutdown);
+            }
+            Some(Socket::Direct(place)) => {
+                let entry = opcode::Shutdown::new(types::Fixed(*place), libc::SHUT_WR).build();
+                // SAFETY: a shutdown points to nothing.
+                unsafe { self.push(id, Kind::Shutdown, entry) };
+            }
+            None => {}
+        }
+    }
+
+    /// Arms what waits to be armed: those who lost their receive, then those in line for buffers,
+    /// as many as there are buffers.
+    fn rearm(&mut self, buffers: u16, bytes: u32) {
+        let mut rearm = std::mem::take(&mut self.rearm);
+        rearm.drain(..).for_each(|id| self.arm_receive_if_wanted(id, bytes));
+        self.rearm = rearm;
+        for _ in 0..buffers {
+            let Some(id) = self.parked.pop_front() else { return };
+            if let Some(slot) = self.slot(id) {
+                slot.receiving.parked = false;
+                self.arm_receive_if_wanted(id, bytes);
+            }
+        }
+    }
+
+    fn arm_receive_if_wanted(&mut self, id: ConnId, bytes: u32) {
+        let wanted = self.slot(id).is_some_and(|slot| {
+            slot.receiving.wanted && !slot.receiving.armed && !slot.receiving.parked
+        });
+        if wanted {
+            self.arm_receive(id, bytes);
+        }
+    }
+}
+
+/// Ending connections.
+impl Io {
+    fn close(&mut self, id: ConnId, reset: bool) {
+        let Some(slot) = self.slot(id).filter(|slot| slot.ending == Ending::No) else { return };
+        slot.ending = Ending::Reaping;
+        slot.receiving.wanted = false;
+        let (armed, sending) = (slot.receiving.armed, slot.batch.is_some());
+        let connecting = slot.address.is_some();
+        match &slot.socket {
+            Some(Socket::Fd(fd)) => {
+                if reset {
+                    sys::reset_on_close(fd.as_fd());
+                }
+                // Ends the receive at once and sends nothing; a cancel would search for it.
+                if armed {
+                    sys::shutdown_read(fd.as_fd());
+                }
+                self.count_close_calls(reset, armed);
+            }
+            Some(Socket::Direct(place)) => {
+                let place = *place;
+                if reset {
+                    self.linger(id, place);
+                }
+                if armed {
+                    self.cancel(Kind::Receive.of(id));
+                }
+            }
+            None => {}
+        }
+        if sending {
+            self.cancel(Kind::Send.of(id));
+        }
+        if connecting {
+            self.cancel(Kind::Connect.of(id));
+        }
+        self.close_if_reaped(id);
+    }
+
+    fn count_close_calls(&self, reset: bool, armed: bool) {
+        if reset {
+            self.counters.call(Syscall::Setsockopt);
+        }
+        if armed {
+            self.counters.call(Syscall::Shutdown);
+        }
+    }
+
+    /// Makes the close of a direct descriptor send RST: there is no descriptor for setsockopt(2).
+    fn linger(&mut self, id: ConnId, place: u32) {
+        static LINGER: libc::linger = libc::linger { l_onoff: 1, l_linger: 0 };
+        let entry = opcode::SetSockOpt::new(
+            types::Fixed(place),
+            libc::SOL_SOCKET as u32,
+            libc::SO_LINGER as u32,
+            (&raw const LINGER).cast(),
+            size_of::<libc::linger>() as u32,
+        );
+        // SAFETY: the value is static.
+        unsafe { self.push(id, Kind::Linger, entry.build()) };
+    }
+
+    /// Closes the socket once nothing else of the connection is in flight: until then close would
+    /// send nothing, and the slot's memory is the kernel's.
+    fn close_if_reaped(&mut self, id: ConnId) {
+        let Some(slot) = self.slot(id) else { return };
+        if slot.ending != Ending::Reaping || slot.in_flight > 0 {
+            return;
+        }
+        slot.ending = Ending::Closing;
+        if let Some(socket) = slot.socket.take() {
+            // SAFETY: a close points to nothing.
+            unsafe { self.push(id, Kind::Close, close_entry(socket)) };
+        }
+    }
+}
+
+/// Taking completions.
+impl Io {
+    fn next_found(&mut self, buffers: &mut Buffers) -> Option<Found> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Some(Found::Other(event));
+            }
+            let completion = self.ring.pop()?;
+            self.counters.add(Count::Events, 1);
+            if let Some(found) = self.complete(completion, buffers) {
+                return Some(found);
+            }
+        }
+    }
+
+    fn complete(&mut self, completion: Completion, buffers: &mut Buffers) -> Option<Found> {
+        let kind = Kind::from(completion.user_data)?;
+        match kind {
+            Kind::Accept => return self.accepted(completion).map(Found::Other),
+            Kind::Wake => {
+                self.waker_armed = completion.more();
+                return Some(Found::Other(Event::Woken));
+            }
+            Kind::Cancel | Kind::Refuse | Kind::Install => return None,
+            _ => {}
+        }
+        let id = self.owner(completion.user_data);
+        let Some(id) = id else {
+            completion.buffer().into_iter().for_each(|buffer| buffers.recycle(buffer));
+            return None;
+        };
+        if !completion.more()
+            && let Some(slot) = self.slot(id)
+        {
+            slot.in_flight -= 1;
+        }
+        let found = match kind {
+            Kind::Receive => self.received(id, completion, buffers),
+            Kind::Send => self.sent(id, completion).map(Found::Other),
+            Kind::Connect => self.connected(id, completion).map(Found::Other),
+            Kind::Close => {
+                self.slots[id.slot()] = None;
+                Some(Found::Other(Event::Closed { id }))
+            }
+            _ => None,
+        };
+        self.close_if_reaped(id);
+        found
+    }
+
+    /// Whose completion this is, unless its slot has moved on.
+    fn owner(&self, user_data: u64) -> Option<ConnId> {
+        let slot = self.slots.get(user_data as u32 as usize)?.as_ref()?;
+        let generation = (user_data >> 32) as u32 & crate::id::GENERATION_MASK;
+        (slot.id.generation() == generation).then_some(slot.id)
+    }
+
+    fn accepted(&mut self, completion: Completion) -> Option<Event<'static>> {
+        let port = PortKey(completion.user_data as u32);
+        let accepting = self.ports.get_mut(&port)?;
+        accepting.armed = completion.more();
+        let (armed, ending) = (accepting.armed, accepting.ending);
+        if ending && !armed {
+            self.ports.remove(&port);
+            self.ready.push_back(Event::Unlistened { port });
+        }
+        match completion.outcome() {
+            Ok(accepted) => {
+                if !armed && !ending {
+                    self.arm_accept(port);
+                }
+                let socket = if self.direct {
+                    Socket::Direct(accepted)
+                } else {
+                    // SAFETY: accept has just made this descriptor, and nobody else knows it.
+                    Socket::Fd(unsafe { OwnedFd::from_raw_fd(accepted as i32) })
+                };
+                Some(Event::Accepted { port, socket })
+            }
+            Err(_) if ending => None,
+            Err(errno) => Some(Event::AcceptFailed { port, errno }),
+        }
+    }
+
+    fn received(&mut self, id: ConnId, completion: Completion, buffers: &mut Buffers) -> Option<Found> {
+        let more = completion.more();
+        let slot = self.slot(id)?;
+        if !more {
+            slot.receiving.armed = false;
+            slot.receiving.cancelling = false;
+        }
+        let (ending, wanted) = (slot.ending != Ending::No, slot.receiving.wanted);
+        let outcome = completion.outcome();
+        if let (Ok(len @ 1..), Some(buffer), false) = (outcome, completion.buffer(), ending) {
+            if !more && wanted {
+                self.rearm.push(id);
+            }
+            return Some(Found::Data { id, buffer, len });
+        }
+        completion.buffer().into_iter().for_each(|buffer| buffers.recycle(buffer));
+        if ending {
+            return None;
+        }
+        match outcome.map_err(Errno::raw) {
+            Ok(_) => Some(Found::Other(Event::End { id, errno: None })),
+            Err(libc::ENOBUFS) => {
+                self.park(id);
+                None
+            }
+            Err(libc::ECANCELED | libc::EINTR | libc::EAGAIN) => {
+                if wanted {
+                    self.rearm.push(id);
+                }
+                None
+            }
+            Err(raw) => Some(Found::Other(Event::End { id, errno: Some(Errno::from_raw(raw)) })),
+        }
+    }
+
+    /// No buffer was free. Arming again at once would spin; so it stands in line.
+    fn park(&mut self, id: ConnId) {
+        self.counters.add(Count::NoBuffers, 1);
+        if let Some(slot) = self.slot(id) {
+            slot.receiving.parked = true;
+            self.parked.push_back(id);
+        }
+    }
+
+    fn sent(&mut self, id: ConnId, completion: Completion) -> Option<Event<'static>> {
+        let slot = self.slot(id)?;
+        let mut batch = slot.batch.take()?;
+        let (bytes, errno) = match completion.outcome() {
+            Ok(bytes) => (bytes as usize, None),
+            Err(errno) if matches!(errno.raw(), libc::EINTR | libc::EAGAIN) => (0, None),
+            Err(errno) => (0, Some(errno)),
+        };
+        batch.advance(bytes);
+        Some(Event::Sent { id, sent: Sent { batch, bytes, errno } })
+    }
+
+    fn connected(&mut self, id: ConnId, completion: Completion) -> Option<Event<'static>> {
+        let slot = self.slot(id)?;
+        slot.address = None;
+        let ending = slot.ending != Ending::No;
+        (!ending).then(|| Event::Connected { id, errno: completion.outcome().err() })
+    }
+}
+
+impl Sockets for Io {
+    fn lend(&mut self, id: ConnId, ask: &mut dyn FnMut(BorrowedFd<'_>)) -> io::Result<()> {
+        let gone = || io::Error::from(io::ErrorKind::NotConnected);
+        let slot = self.slot(id).ok_or_else(gone)?;
+        let place = match &slot.socket {
+            Some(Socket::Fd(fd)) => {
+                ask(fd.as_fd());
+                return Ok(());
+            }
+            Some(Socket::Direct(place)) => *place,
+            None => return Err(gone()),
+        };
+        self.lend_direct(place, ask)
+    }
+
+    fn lend_socket(&mut self, socket: &Socket, ask: &mut dyn FnMut(BorrowedFd<'_>)) -> io::Result<()> {
+        match socket {
+            Socket::Fd(fd) => {
+                ask(fd.as_fd());
+                Ok(())
+            }
+            Socket::Direct(place) => self.lend_direct(*place, ask),
+        }
+    }
+}
+
+impl Io {
+    /// Installs a direct descriptor among the process's for as long as the question takes.
+    fn lend_direct(&mut self, place: u32, ask: &mut dyn FnMut(BorrowedFd<'_>)) -> io::Result<()> {
+        let entry = opcode::FixedFdInstall::new(types::Fixed(place), 0).build();
+        // SAFETY: an install points to nothing.
+        let completion = unsafe { self.ring.call(entry.user_data(Kind::Install.of_port(0)))? };
+        let raw = completion.outcome().map_err(io::Error::from)? as i32;
+        // SAFETY: the install has just made this descriptor, and nobody else knows it.
+        let fd = unsafe { OwnedFd::from_raw_fd(raw) };
+        ask(fd.as_fd());
+        self.counters.call(Syscall::Close);
+        Ok(())
+    }
+}
+
+impl Drop for Uring {
+    /// Nothing is freed while the kernel may touch it: what cannot be reaped is leaked. A forked
+    /// child must not touch the ring at all.
+    fn drop(&mut self) {
+        if std::process::id() == self.process && (self.io.ring.in_flight() == 0 || self.io.ring.drain()) {
+            return;
+        }
+        std::mem::forget(std::mem::take(&mut self.io.slots));
+        self.buffers.leak();
+    }
+}
+
+fn close_entry(socket: Socket) -> squeue::Entry {
+    match socket {
+        Socket::Fd(fd) => opcode::Close::new(types::Fd(fd.into_raw_fd())).build(),
+        Socket::Direct(place) => opcode::Close::new(types::Fixed(place)).build(),
+    }
+}
+
+fn receive_once(receive: opcode::Recv) -> squeue::Entry {
+    receive.buf_group(buffers::GROUP).build().flags(squeue::Flags::BUFFER_SELECT)
+}
+
+/// One send of the whole batch: `MSG_WAITALL` makes the kernel go on after a short one.
+fn send_entry(
+    fd: impl types_fd::Target,
+    batch: &Batch,
+    message: &mut Option<Box<Message>>,
+) -> squeue::Entry {
+    let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
+    if let Some(bytes) = batch.as_single() {
+        return fd.send(bytes.as_ptr(), bytes.len() as u32, flags);
+    }
+    let message = message.get_or_insert_with(Message::boxed);
+    message.point_to(batch);
+    fd.sendmsg(&raw const message.header, flags as u32)
+}
+
+impl Message {
+    fn boxed() -> Box<Self> {
+        // SAFETY: both structures are plain C data for which all zeroes are valid: null pointers
+        // and lengths of 0.
+        Box::new(unsafe { std::mem::zeroed() })
+    }
+
+    /// Points to the first pieces of a batch, in place.
+    fn point_to(&mut self, batch: &Batch) {
+        let count = self.slices.iter_mut().zip(batch.slices()).map(|(to, from)| {
+            *to = libc::iovec { iov_base: from.as_ptr().cast_mut().cast(), iov_len: from.len() };
+        });
+        self.header.msg_iovlen = count.count();
+        self.header.msg_iov = self.slices.as_mut_ptr();
+    }
+}
+
+/// The two kinds of descriptors that the operations take.
+mod types_fd {
+    use io_uring::{opcode, squeue, types};
+
+    pub(super) trait Target {
+        fn send(self, start: *const u8, len: u32, flags: i32) -> squeue::Entry;
+        fn sendmsg(self, header: *const libc::msghdr, flags: u32) -> squeue::Entry;
+    }
+
+    macro_rules! target {
+        ($($Type:ty),*) => {$(
+            impl Target for $Type {
+                fn send(self, start: *const u8, len: u32, flags: i32) -> squeue::Entry {
+                    opcode::Send::new(self, start, len).flags(flags).build()
+                }
+
+                fn sendmsg(self, header: *const libc::msghdr, flags: u32) -> squeue::Entry {
+                    opcode::SendMsg::new(self, header).flags(flags).build()
+                }
+            }
+        )*};
+    }
+
+    target!(types::Fd, types::Fixed);
+}

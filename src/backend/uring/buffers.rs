@@ -1,0 +1,139 @@
+//! The receive buffers that all connections of a ring share, and the ring that hands them to the kernel.
+
+use std::{io, num::NonZeroUsize, ptr::NonNull, sync::atomic::{AtomicU16, Ordering}};
+
+use io_uring::types::BufRingEntry;
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
+
+use super::ring::Ring;
+
+/// The one buffer group of a ring.
+pub(super) const GROUP: u16 = 0;
+/// Keeps the buffers from falling into the same set of the first-level cache, as strides of a
+/// page would.
+const STAGGER: usize = 64;
+
+/// Memory of its own, which a forked child does not get: a copy-on-write fault after a fork would
+/// part the kernel's pinned pages from ours.
+struct Mapping {
+    start: NonNull<libc::c_void>,
+    len: NonZeroUsize,
+    leaked: bool,
+}
+
+impl Mapping {
+    fn new(len: usize) -> io::Result<Self> {
+        let len = NonZeroUsize::new(len).unwrap_or(NonZeroUsize::MIN);
+        let (protection, flags) =
+            (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE);
+        // SAFETY: a new anonymous mapping at an address of the kernel's choice touches nothing else.
+        let start = unsafe { mmap_anonymous(None, len, protection, flags)? };
+        let mapping = Self { start, len, leaked: false };
+        // SAFETY: the range is exactly the mapping made above.
+        unsafe { madvise(start, len.get(), MmapAdvise::MADV_DONTFORK)? };
+        Ok(mapping)
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        if self.leaked {
+            return;
+        }
+        // SAFETY: the mapping was made by `new`, and nothing borrows from it any more.
+        let _ = unsafe { munmap(self.start, self.len.get()) };
+    }
+}
+
+/// See the top of this file.
+pub(super) struct Buffers {
+    ring: Mapping,
+    memory: Mapping,
+    count: u16,
+    bytes: usize,
+    tail: u16,
+    published: u16,
+}
+
+impl Buffers {
+    /// `count` (a power of two) buffers of `bytes` each, registered with the ring.
+    pub(super) fn register(ring: &Ring, count: u16, bytes: u32) -> io::Result<Self> {
+        let bytes = bytes as usize;
+        let mut buffers = Self {
+            ring: Mapping::new(count as usize * size_of::<BufRingEntry>())?,
+            memory: Mapping::new(count as usize * (bytes + STAGGER))?,
+            count,
+            bytes,
+            tail: 0,
+            published: 0,
+        };
+        let start = buffers.ring.start.as_ptr() as u64;
+        // SAFETY: the mapping holds `count` entries and is freed only by `Drop`, which its owner
+        // runs after the ring has let go of it.
+        unsafe { ring.submitter().register_buf_ring_with_flags(start, count, GROUP, 0)? };
+        (0..count).for_each(|buffer| buffers.recycle(buffer));
+        buffers.publish();
+        Ok(buffers)
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> u16 {
+        self.count
+    }
+
+    /// Bytes of each.
+    pub(super) fn bytes(&self) -> u32 {
+        self.bytes as u32
+    }
+
+    /// The first `len` bytes of a buffer that a completion named and that was not recycled since.
+    pub(super) fn slice(&self, buffer: u16, len: u32) -> &[u8] {
+        let len = (len as usize).min(self.bytes);
+        // SAFETY: `address` lies `bytes` before the end of the mapping at least; anonymous memory
+        // is initialised; the kernel writes a buffer only between `publish` and its completion, and
+        // recycling takes `&mut self`.
+        unsafe { std::slice::from_raw_parts(self.address(buffer), len) }
+    }
+
+    /// Gives a buffer back; the kernel sees it after [`publish`](Self::publish).
+    pub(super) fn recycle(&mut self, buffer: u16) {
+        let (address, bytes) = (self.address(buffer) as u64, self.bytes as u32);
+        let index = self.tail & (self.count - 1);
+        // SAFETY: `index` is below `count`, so the entry lies in the mapping; only this thread
+        // writes entries beyond the published tail, and the kernel reads none of those.
+        let entry = unsafe { &mut *self.entries().add(index as usize) };
+        entry.set_addr(address);
+        entry.set_len(bytes);
+        entry.set_bid(buffer);
+        self.tail = self.tail.wrapping_add(1);
+    }
+
+    /// Shows the kernel what was recycled; once a turn.
+    pub(super) fn publish(&mut self) {
+        if self.tail == self.published {
+            return;
+        }
+        // SAFETY: the tail lies in the first entry's reserved field, as the kernel lays it out,
+        // aligned to two bytes; it is shared with the kernel, so it is written as an atomic.
+        let tail = unsafe { AtomicU16::from_ptr(BufRingEntry::tail(self.entries()).cast_mut()) };
+        tail.store(self.tail, Ordering::Release);
+        self.published = self.tail;
+    }
+
+    /// Leaves the memory mapped for good, for a kernel that may still write to it.
+    pub(super) fn leak(&mut self) {
+        for mapping in [&mut self.ring, &mut self.memory] {
+            mapping.leaked = true;
+        }
+    }
+
+    fn entries(&self) -> *mut BufRingEntry {
+        self.ring.start.as_ptr().cast()
+    }
+
+    fn address(&self, buffer: u16) -> *const u8 {
+        let offset = usize::from(buffer % self.count) * (self.bytes + STAGGER);
+        // SAFETY: a buffer's number is below `count`, so the offset lies in the mapping.
+        unsafe { self.memory.start.as_ptr().cast::<u8>().add(offset) }
+    }
+}

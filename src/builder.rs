@@ -1,0 +1,112 @@
+//! Choosing a backend before the reactor runs: asked for, by the environment, or by what works.
+
+use std::{env, sync::Arc};
+
+use crate::{
+    backend::{diagnosis, uring},
+    error::Error,
+    limits::Limits,
+    options::{Backend, BackendInfo, Config, UringOptions},
+    reactor::{Core, Reactor, take_number},
+    sys,
+};
+
+/// The environment variable that decides where the program said [`Backend::Auto`].
+const VARIABLE: &str = "RINGSPUN_BACKEND";
+
+/// Chooses backend, limits and options of a [`Reactor`].
+#[derive(Clone, Debug)]
+pub struct ReactorBuilder {
+    backend: Backend,
+    config: Config,
+}
+
+impl Default for ReactorBuilder {
+    fn default() -> Self {
+        let config =
+            Config { limits: Limits::default(), uring: UringOptions::default(), signals: true };
+        Self { backend: Backend::Auto, config }
+    }
+}
+
+impl Reactor {
+    /// Chooses backend, limits and options.
+    pub fn builder() -> ReactorBuilder {
+        ReactorBuilder::default()
+    }
+}
+
+impl ReactorBuilder {
+    /// The backend; `Auto` unless said otherwise. An explicit choice that cannot be had is an error
+    /// of [`build`](Self::build).
+    pub fn backend(mut self, backend: Backend) -> Self {
+        self.backend = backend;
+        self
+    }
+
+    /// The limits.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.config.limits = limits;
+        self
+    }
+
+    /// Options of the io_uring backend, should it run.
+    pub fn uring(mut self, uring: UringOptions) -> Self {
+        self.config.uring = uring;
+        self
+    }
+
+    /// Whether SIGINT and SIGTERM stop this reactor; they do unless an embedder says `false`.
+    pub fn signals(mut self, signals: bool) -> Self {
+        self.config.signals = signals;
+        self
+    }
+
+    /// Builds the reactor, proving that its backend works.
+    ///
+    /// # Errors
+    /// If an explicitly chosen backend cannot be had, with the cause and the remedy; if
+    /// `RINGSPUN_BACKEND` names none; if an option is out of range.
+    pub fn build(self) -> Result<Reactor, Error> {
+        self.config.uring.check()?;
+        let info = self.choose(env::var(VARIABLE).ok().as_deref())?;
+        let waker = sys::Waker::new().map_err(Error::system("making an eventfd to wake the loop"))?;
+        let number = take_number()?;
+        Ok(Reactor { core: Arc::new(Core::new(number, self.config, info, waker)) })
+    }
+
+    fn choose(&self, variable: Option<&str>) -> Result<BackendInfo, Error> {
+        match (self.backend, variable.filter(|word| !word.is_empty())) {
+            (Backend::Auto, Some(word)) => {
+                let backend = word.parse()?;
+                self.choose_explicit(backend, &format!("chosen by {VARIABLE}={word}"))
+            }
+            (backend, _) => self.choose_explicit(backend, "chosen by the program"),
+        }
+    }
+
+    fn choose_explicit(&self, backend: Backend, why: &str) -> Result<BackendInfo, Error> {
+        match backend {
+            Backend::IoUring => {
+                let tier = uring::prove(&self.config.uring).map_err(diagnosis::Denial::into_error)?;
+                Ok(self.info(backend, Some(tier), why.to_owned()))
+            }
+            Backend::Auto => Ok(match uring::prove(&self.config.uring) {
+                Ok(tier) => {
+                    self.info(Backend::IoUring, Some(tier), "the best that works here".to_owned())
+                }
+                Err(denial) => {
+                    let why = format!("io_uring cannot be had: {denial}");
+                    log::warn!("falling back to epoll: {why}");
+                    self.info(Backend::Epoll, None, why)
+                }
+            }),
+            Backend::Epoll | Backend::Threads => Ok(self.info(backend, None, why.to_owned())),
+        }
+    }
+
+    fn info(&self, backend: Backend, tier: Option<crate::options::Tier>, why: String) -> BackendInfo {
+        let direct = tier.is_some() && self.config.uring.direct;
+        BackendInfo { backend, tier, direct, why, kernel: sys::kernel_release() }
+    }
+}

@@ -1,0 +1,533 @@
+//! The loop behind the io_uring and epoll backends: operations down, events up, timers and calls
+//! from other threads in between.
+//!
+//! One turn: due timers, queued commands, settle what changed (one send a connection), wait,
+//! dispatch what happened. `ports.rs` and `connecting.rs` beside this file hold what happens to
+//! listening ports and to connection attempts.
+
+mod connecting;
+mod ports;
+
+use std::{
+    collections::{HashMap, VecDeque},
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use slab::Slab;
+
+use crate::{
+    backend::{Event, Proactor, Sent},
+    connection::{Arrival, Step},
+    error::Error,
+    host::{Env, FactoryEvent, Host, HostSeed, Panicked, ProtocolEvent, caught},
+    id::{ConnId, HostKey, PortKey},
+    protocol::ErasedCall,
+    reactor::{Command, Core, Reactor, State, TimerCall},
+    reason::{Loss, Reason},
+    signals,
+    stats::{Count, Counters},
+    table::{LoopLink, Stage, Table},
+    timer::TimerQueue,
+};
+
+use self::{connecting::Attempts, ports::OpenPort};
+
+/// Timed calls in one turn, so that a million due at one instant do not starve I/O (T2).
+const TIMED_CALLS_A_TURN: usize = 256;
+/// Rounds of settling in one turn: what a callback writes to others goes out in the same turn,
+/// but connections that answer each other for ever do not starve the rest.
+const SETTLE_ROUNDS: usize = 4;
+/// How long a loop with nothing to do sleeps at most.
+const WAIT_MAX: Duration = Duration::from_secs(3600);
+
+/// A factory with its protocols, and how many ports and connectors use it.
+struct HostSlot {
+    key: HostKey,
+    name: &'static str,
+    host: Box<dyn Host>,
+    users: usize,
+    connections: usize,
+    /// No handle of the program names it any more.
+    forgotten: bool,
+}
+
+/// One reactor at work.
+pub(crate) struct EventLoop {
+    reactor: Reactor,
+    counters: Arc<Counters>,
+    backend: Box<dyn Proactor>,
+    table: Table,
+    hosts: Slab<HostSlot>,
+    host_slots: HashMap<HostKey, usize>,
+    ports: HashMap<PortKey, OpenPort>,
+    attempts: Attempts,
+    deadlines: TimerQueue<ConnId>,
+    now: Instant,
+    stopping: bool,
+    failed: Option<Error>,
+    commands: VecDeque<Command>,
+    settling: Vec<ConnId>,
+}
+
+/// Runs a reactor until it is stopped.
+pub(crate) fn run(reactor: Reactor, backend: Box<dyn Proactor>) -> Result<(), Error> {
+    let core = Arc::clone(&reactor.core);
+    let _here = core.run_here();
+    let mut event_loop = EventLoop {
+        counters: Arc::clone(&core.counters),
+        table: Table::new(core.number, core.config.limits.clone()),
+        reactor,
+        backend,
+        hosts: Slab::new(),
+        host_slots: HashMap::new(),
+        ports: HashMap::new(),
+        attempts: Attempts::default(),
+        deadlines: TimerQueue::default(),
+        now: Instant::now(),
+        stopping: false,
+        failed: None,
+        commands: VecDeque::new(),
+        settling: Vec::new(),
+    };
+    event_loop.run()
+}
+
+impl EventLoop {
+    fn run(&mut self) -> Result<(), Error> {
+        self.run_commands();
+        while !self.is_over() {
+            self.turn().map_err(Error::system("waiting for the kernel"))?;
+        }
+        self.failed.take().map_or(Ok(()), Err)
+    }
+
+    fn turn(&mut self) -> io::Result<()> {
+        self.now = Instant::now();
+        let timers_left = self.run_timers();
+        self.run_commands();
+        self.mind_signals();
+        self.mind_stop();
+        self.settle_dirty();
+        if self.is_over() {
+            return Ok(());
+        }
+        let timeout = if timers_left { Duration::ZERO } else { self.timeout() };
+        self.counters.add(Count::Waits, 1);
+        self.backend.wait(timeout)?;
+        self.now = Instant::now();
+        self.dispatch_events();
+        Ok(())
+    }
+
+    /// Whether nothing is left of a loop that was stopped.
+    fn is_over(&self) -> bool {
+        self.stopping && self.table.is_empty() && self.ports.is_empty()
+    }
+
+    fn core(&self) -> &Core {
+        &self.reactor.core
+    }
+
+    fn timeout(&mut self) -> Duration {
+        if self.table.has_dirty() || self.core().has_commands() {
+            return Duration::ZERO;
+        }
+        let calls = self.core().timers().next_deadline();
+        let next = calls.into_iter().chain(self.deadlines.next_deadline()).min();
+        next.map_or(WAIT_MAX, |next| next.saturating_duration_since(Instant::now()).min(WAIT_MAX))
+    }
+
+    fn mind_signals(&mut self) {
+        if self.core().config.signals
+            && let Some(name) = signals::received()
+            && self.core().change_state(State::Running, State::Stopping)
+        {
+            log::info!("Received {name}, shutting down.");
+        }
+    }
+
+    /// Begins to stop, once: ports close, attempts fail, connections are lost.
+    fn mind_stop(&mut self) {
+        if self.stopping || self.core().state() != State::Stopping {
+            return;
+        }
+        self.stopping = true;
+        self.close_all_ports();
+        self.fail_all_attempts();
+        for id in self.table.ids(|entry| entry.stage == Stage::Made) {
+            if let Some(entry) = self.table.get(id) {
+                entry.connection.finish(Reason::Lost(Loss::Shutdown), false);
+            }
+            self.table.mark_dirty(id);
+        }
+    }
+}
+
+/// Timers and commands.
+impl EventLoop {
+    /// Runs what is due; answers whether more is.
+    fn run_timers(&mut self) -> bool {
+        let mark = self.core().timers().mark();
+        for _ in 0..TIMED_CALLS_A_TURN {
+            let due = self.core().timers().pop_due(self.now, mark);
+            let Some((_, call)) = due else {
+                self.run_deadlines();
+                return false;
+            };
+            self.run_timed(call);
+        }
+        self.run_deadlines();
+        true
+    }
+
+    fn run_deadlines(&mut self) {
+        let mark = self.deadlines.mark();
+        while let Some((_, id)) = self.deadlines.pop_due(self.now, mark) {
+            if let Some(entry) = self.table.get(id) {
+                entry.deadline = None;
+            }
+            self.settle(id);
+        }
+    }
+
+    fn run_timed(&mut self, call: TimerCall) {
+        match call {
+            TimerCall::Reactor(call) => drop(caught(|| call(&self.reactor))),
+            TimerCall::Factory(host, call) => self.call_factory(host, call),
+            TimerCall::Connection(id, call) => self.tell(id, ProtocolEvent::Call(call)),
+            TimerCall::ConnectTimeout(connector, attempt) => self.connect_timed_out(&connector, attempt),
+            TimerCall::AcceptAgain(port) => self.accept_again(port),
+        }
+    }
+
+    fn run_commands(&mut self) {
+        let mut commands = std::mem::take(&mut self.commands);
+        self.reactor.core.take_inbox(&mut commands);
+        for command in commands.drain(..) {
+            self.run_command(command);
+        }
+        self.commands = commands;
+    }
+
+    fn run_command(&mut self, command: Command) {
+        match command {
+            Command::Call(call) => drop(caught(|| call(&self.reactor))),
+            Command::AddHost(key, name, seed) => self.add_host(key, name, seed),
+            Command::SetHooks(key, hooks) => {
+                if let Some(slot) = self.host_slots.get(&key) {
+                    self.hosts[*slot].host.set_hooks(hooks);
+                }
+            }
+            Command::Listen(port) => self.open_port(port),
+            Command::StopListening(port) => self.close_port(port),
+            Command::Connect(connector) => self.begin_connecting(connector),
+            Command::Resolved(connector, attempt, addresses) => {
+                self.resolved(&connector, attempt, addresses);
+            }
+            Command::StopConnecting(connector, attempt) => self.stop_connecting(&connector, attempt),
+            Command::Disconnect(id) => {
+                if let Some(entry) = self.table.get(id) {
+                    entry.connection.lose();
+                    self.table.mark_dirty(id);
+                }
+            }
+            Command::Post(id, call) => self.tell(id, ProtocolEvent::Call(call)),
+            Command::ForgetHost(key) => self.forget_host(key),
+        }
+    }
+}
+
+/// Hosts.
+impl EventLoop {
+    fn add_host(&mut self, key: HostKey, name: &'static str, seed: ErasedCall) {
+        let Ok(seed) = seed.downcast::<HostSeed>() else { return };
+        let host = seed.0.on_loop();
+        let slot = self.hosts.insert(HostSlot {
+            key,
+            name,
+            host,
+            users: 0,
+            connections: 0,
+            forgotten: false,
+        });
+        self.host_slots.insert(key, slot);
+    }
+
+    /// Counts a port or connector of a factory; the first one starts the factory.
+    fn use_host(&mut self, key: HostKey) -> Result<(), Error> {
+        let Some(slot) = self.host_slots.get(&key).copied() else { return Ok(()) };
+        self.hosts[slot].users += 1;
+        if self.hosts[slot].users > 1 {
+            return Ok(());
+        }
+        log::info!("Starting factory {}", self.hosts[slot].name);
+        self.tell_factory(key, FactoryEvent::Start).map_err(|cause| {
+            self.hosts[slot].users -= 1;
+            Error::StartFactory { factory: self.hosts[slot].name, cause }
+        })
+    }
+
+    /// The other end of [`use_host`](Self::use_host): the last one stops the factory.
+    fn release_host(&mut self, key: HostKey) {
+        let Some(slot) = self.host_slots.get(&key).copied() else { return };
+        self.hosts[slot].users -= 1;
+        if self.hosts[slot].users == 0 {
+            log::info!("Stopping factory {}", self.hosts[slot].name);
+            let _ = self.tell_factory(key, FactoryEvent::Stop);
+            self.drop_if_forgotten(slot);
+        }
+    }
+
+    fn forget_host(&mut self, key: HostKey) {
+        if let Some(slot) = self.host_slots.get(&key).copied() {
+            self.hosts[slot].forgotten = true;
+            self.drop_if_forgotten(slot);
+        }
+    }
+
+    /// Drops a factory that no handle, port, connector or connection names any more.
+    fn drop_if_forgotten(&mut self, slot: usize) {
+        let host = &self.hosts[slot];
+        if host.forgotten && host.users == 0 && host.connections == 0 {
+            let host = self.hosts.remove(slot);
+            self.host_slots.remove(&host.key);
+            let _ = caught(|| drop(host));
+        }
+    }
+
+    fn tell_factory(&mut self, key: HostKey, event: FactoryEvent<'_>) -> io::Result<()> {
+        let Some(slot) = self.host_slots.get(&key).copied() else { return Ok(()) };
+        let mut link = LoopLink { table: &mut self.table, sockets: self.backend.sockets() };
+        let env = Env { link: &mut link, reactor: &self.reactor, host: key };
+        self.hosts[slot].host.tell_factory(env, event)
+    }
+
+    fn call_factory(&mut self, key: HostKey, call: ErasedCall) {
+        let _ = self.tell_factory(key, FactoryEvent::Call(call));
+    }
+}
+
+/// Connections.
+impl EventLoop {
+    fn dispatch_events(&mut self) {
+        while let Some((event, sockets)) = self.backend.next() {
+            // Data is the one event that lends from the backend, so it is told right here, beside
+            // that loan; all others own what they carry.
+            let owned = match event {
+                Event::Data { id, data } => {
+                    let mut link = LoopLink { table: &mut self.table, sockets };
+                    deliver(&mut link, &mut self.hosts, &self.reactor, id, data);
+                    continue;
+                }
+                Event::Accepted { port, socket } => Owned::Accepted(port, socket),
+                Event::AcceptFailed { port, errno } => Owned::AcceptFailed(port, errno),
+                Event::Unlistened { port } => Owned::Unlistened(port),
+                Event::Connected { id, errno } => Owned::Connected(id, errno),
+                Event::End { id, errno } => Owned::End(id, errno),
+                Event::Sent { id, sent } => Owned::Sent(id, sent),
+                Event::Closed { id } => Owned::Closed(id),
+                Event::Woken => continue,
+            };
+            self.dispatch(owned);
+        }
+    }
+
+    fn dispatch(&mut self, event: Owned) {
+        match event {
+            Owned::Accepted(port, socket) => self.accepted(port, socket),
+            Owned::AcceptFailed(port, errno) => self.accept_failed(port, errno),
+            Owned::Unlistened(port) => self.port_closed(port, None),
+            Owned::Connected(id, errno) => self.connected(id, errno),
+            Owned::End(id, errno) => {
+                if let Some(entry) = self.table.get(id) {
+                    entry.connection.read_ended(errno);
+                    self.table.mark_dirty(id);
+                }
+            }
+            Owned::Sent(id, sent) => {
+                self.sent(id, sent);
+                self.table.mark_dirty(id);
+            }
+            Owned::Closed(id) => self.remove(id),
+        }
+    }
+
+    fn sent(&mut self, id: ConnId, sent: Sent) {
+        self.counters.add(Count::BytesSent, sent.bytes as u64);
+        self.table.sent(id, sent);
+    }
+
+    /// A place in the table for a new connection of a host.
+    fn insert(&mut self, host: HostKey, slot: usize, stage: Stage) -> ConnId {
+        self.hosts[slot].connections += 1;
+        self.table.insert(host, slot as u32, stage)
+    }
+
+    fn remove(&mut self, id: ConnId) {
+        if let Some(entry) = self.table.remove(id) {
+            let slot = entry.host_slot as usize;
+            self.hosts[slot].connections -= 1;
+            self.drop_if_forgotten(slot);
+        }
+    }
+
+    fn tell(&mut self, id: ConnId, event: ProtocolEvent<'_>) {
+        let mut link = LoopLink { table: &mut self.table, sockets: self.backend.sockets() };
+        tell(&mut link, &mut self.hosts, &self.reactor, id, event);
+    }
+
+    fn settle_dirty(&mut self) {
+        for _ in 0..SETTLE_ROUNDS {
+            if !self.table.has_dirty() {
+                return;
+            }
+            let mut settling = std::mem::take(&mut self.settling);
+            self.table.take_dirty(&mut settling);
+            settling.drain(..).for_each(|id| self.settle(id));
+            self.settling = settling;
+        }
+    }
+
+    /// Does all that a connection wants done.
+    fn settle(&mut self, id: ConnId) {
+        let mut may_send = true;
+        loop {
+            match self.table.step(id, self.now, may_send) {
+                Step::Idle => break,
+                Step::Later => {
+                    self.table.mark_dirty(id);
+                    break;
+                }
+                Step::PauseWriting => self.tell(id, ProtocolEvent::PauseWriting),
+                Step::ResumeWriting => self.tell(id, ProtocolEvent::ResumeWriting),
+                Step::Deliver(held) => self.tell(id, ProtocolEvent::Data(&held)),
+                Step::ReadLost => self.tell(id, ProtocolEvent::ReadLost),
+                Step::Send(batch) => {
+                    if let Some(sent) = self.backend.send(id, batch) {
+                        may_send = false;
+                        self.sent(id, sent);
+                    }
+                }
+                Step::Read(on) => self.backend.read(id, on),
+                Step::ShutdownWrite => self.backend.shutdown_write(id),
+                Step::Lost => self.lost(id),
+                Step::Close { reset } => {
+                    self.close(id, reset);
+                    return;
+                }
+            }
+        }
+        self.mind_deadline(id);
+    }
+
+    fn close(&mut self, id: ConnId, reset: bool) {
+        if let Some(entry) = self.table.get(id) {
+            entry.stage = Stage::Closing;
+            if let Some(deadline) = entry.deadline.take() {
+                self.deadlines.remove(deadline);
+            }
+            self.backend.close(id, reset);
+        }
+    }
+
+    /// Keeps the timer of a connection's deadline where the connection wants it.
+    fn mind_deadline(&mut self, id: ConnId) {
+        let Some(entry) = self.table.get(id) else { return };
+        match (entry.connection.deadline(), entry.deadline) {
+            (Some(wanted), None) => entry.deadline = Some(self.deadlines.insert(wanted, id)),
+            (Some(wanted), Some(key)) if self.deadlines.deadline(key) != Some(wanted) => {
+                self.deadlines.reschedule(key, wanted);
+            }
+            (None, Some(key)) => {
+                entry.deadline = None;
+                self.deadlines.remove(key);
+            }
+            _ => {}
+        }
+    }
+
+    /// Tells the protocol, then the factory if a connector made the connection.
+    fn lost(&mut self, id: ConnId) {
+        let Some(entry) = self.table.get(id) else { return };
+        let reason = entry.connection.reason();
+        let (host_slot, protocol) = (entry.host_slot as usize, entry.protocol);
+        let (timers, connector) = (entry.take_timers(), entry.connector().cloned());
+        self.counters.add(loss_count(&reason), 1);
+        self.tell(id, ProtocolEvent::Lost(&reason));
+        self.drop_timers(id, timers);
+        self.hosts[host_slot].host.drop_protocol(protocol);
+        if let Some((connector, _)) = connector {
+            self.connector_lost(&connector, &reason);
+        }
+    }
+
+    fn drop_timers(&mut self, id: ConnId, timers: Vec<crate::timer::TimerKey>) {
+        let set_while_told = self.table.get(id).map(|entry| entry.take_timers()).unwrap_or_default();
+        for key in timers.into_iter().chain(set_while_told) {
+            // The lock is let go before the call is dropped: what it captured may run any code.
+            let call = self.core().timers().remove(key);
+            let _ = caught(|| drop(call));
+        }
+    }
+}
+
+/// An event that borrows nothing.
+enum Owned {
+    Accepted(PortKey, crate::sys::Socket),
+    AcceptFailed(PortKey, crate::error::Errno),
+    Unlistened(PortKey),
+    Connected(ConnId, Option<crate::error::Errno>),
+    End(ConnId, Option<crate::error::Errno>),
+    Sent(ConnId, Sent),
+    Closed(ConnId),
+}
+
+/// Which counter a loss belongs to.
+pub(crate) fn loss_count(reason: &Reason) -> Count {
+    match reason {
+        Reason::Done => Count::LostDone,
+        Reason::Lost(Loss::Shutdown) => Count::LostShutdown,
+        Reason::Lost(_) => Count::LostErrno,
+        Reason::Aborted => Count::LostAborted,
+        Reason::Limit(_) => Count::LostLimit,
+        Reason::TimedOut(_) => Count::LostTimedOut,
+        Reason::Callback(_) => Count::LostCallback,
+        Reason::Panicked(_) => Count::LostPanicked,
+    }
+}
+
+/// The way of every message: table, host, protocol.
+fn deliver(link: &mut LoopLink<'_>, hosts: &mut Slab<HostSlot>, reactor: &Reactor, id: ConnId, data: &[u8]) {
+    reactor.core.counters.add(Count::BytesReceived, data.len() as u64);
+    match link.table.received(id, data) {
+        Some(Arrival::Deliver) => tell(link, hosts, reactor, id, ProtocolEvent::Data(data)),
+        Some(Arrival::Held | Arrival::Discarded) => link.table.mark_dirty(id),
+        None => {}
+    }
+}
+
+/// Calls one callback of a made connection; a panic in it ends that connection.
+fn tell(
+    link: &mut LoopLink<'_>,
+    hosts: &mut Slab<HostSlot>,
+    reactor: &Reactor,
+    id: ConnId,
+    event: ProtocolEvent<'_>,
+) {
+    let Some(entry) = link.table.get(id).filter(|entry| entry.stage == Stage::Made) else { return };
+    let (host_slot, protocol) = (entry.host_slot as usize, entry.protocol);
+    let Some(HostSlot { key, host, .. }) = hosts.get_mut(host_slot) else { return };
+    let env = Env { link: &mut *link, reactor, host: *key };
+    if let Err(text) = host.tell(protocol, id, env, event) {
+        end_after_panic(link.table, id, text);
+    }
+}
+
+fn end_after_panic(table: &mut Table, id: ConnId, text: Panicked) {
+    if let Some(entry) = table.get(id) {
+        entry.connection.finish(Reason::Panicked(text), true);
+        table.mark_dirty(id);
+    }
+}

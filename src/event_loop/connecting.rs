@@ -1,0 +1,221 @@
+//! Connection attempts of a loop, from `connect` to made or failed.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    io,
+    net::SocketAddr,
+};
+
+use super::EventLoop;
+use crate::{
+    connector::{Attempt, Connector, ConnectorState, Destination},
+    error::Errno,
+    factory::Peer,
+    host::FactoryEvent,
+    id::ConnId,
+    reactor::TimerCall,
+    reason::{ConnectError, Reason},
+    resolve,
+    stats::Count,
+    sys::{self, ClientSocketError},
+    table::Stage,
+    timer::TimerKey,
+};
+
+/// The attempts under way, by connector.
+#[derive(Default)]
+pub(super) struct Attempts(HashMap<usize, Underway>);
+
+/// One attempt: the addresses still to be tried, and why the last one failed.
+struct Underway {
+    connector: Connector,
+    attempt: Attempt,
+    addresses: VecDeque<SocketAddr>,
+    failure: ConnectError,
+    timeout: TimerKey,
+    socket: Option<ConnId>,
+}
+
+impl EventLoop {
+    pub(super) fn begin_connecting(&mut self, connector: Connector) {
+        let (host, attempt) = (connector.host(), connector.attempt());
+        if self.stopping {
+            connector.set_disconnected();
+            return self.release_connector(&connector);
+        }
+        if !connector.set_counted(true)
+            && let Err(error) = self.use_host(host)
+        {
+            log::error!("{error}; not connecting to {}", connector.get_destination());
+            connector.set_counted(false);
+            return connector.set_disconnected();
+        }
+        let _ = self.tell_factory(host, FactoryEvent::StartedConnecting(&connector));
+        let options = connector.options();
+        let timeout = TimerCall::ConnectTimeout(connector.clone(), attempt);
+        let underway = Underway {
+            timeout: self.reactor.schedule_key(options.timeout, timeout),
+            connector: connector.clone(),
+            attempt,
+            addresses: VecDeque::new(),
+            failure: ConnectError::Resolve(io::Error::other("the name has no address")),
+            socket: None,
+        };
+        self.attempts.0.insert(connector.key(), underway);
+        match &options.destination {
+            Destination::Address(address) => self.resolved(&connector, attempt, Ok(vec![*address])),
+            Destination::Name(name, port) => {
+                resolve::spawn(&self.reactor, connector.clone(), attempt, name.clone(), *port);
+            }
+        }
+    }
+
+    pub(super) fn resolved(
+        &mut self,
+        connector: &Connector,
+        attempt: Attempt,
+        addresses: io::Result<Vec<SocketAddr>>,
+    ) {
+        let Some(underway) = self.underway(connector, attempt) else { return };
+        match addresses {
+            Ok(addresses) => {
+                underway.addresses = addresses.into();
+                self.try_next(connector);
+            }
+            Err(error) => self.connect_failed(connector, ConnectError::Resolve(error)),
+        }
+    }
+
+    fn underway(&mut self, connector: &Connector, attempt: Attempt) -> Option<&mut Underway> {
+        let underway = self.attempts.0.get_mut(&connector.key())?;
+        (underway.attempt == attempt).then_some(underway)
+    }
+
+    /// Tries the next address, or gives up with what stopped the last one.
+    fn try_next(&mut self, connector: &Connector) {
+        let Some(underway) = self.attempts.0.get_mut(&connector.key()) else { return };
+        let Some(address) = underway.addresses.pop_front() else {
+            let nothing_left = ConnectError::User;
+            let failure = std::mem::replace(&mut underway.failure, nothing_left);
+            return self.connect_failed(connector, failure);
+        };
+        let attempt = underway.attempt;
+        match sys::client_socket(address, connector.options().bind) {
+            Ok(socket) => {
+                let host = connector.host();
+                let Some(slot) = self.host_slots.get(&host).copied() else { return };
+                let id = self.insert(host, slot, Stage::Connecting);
+                if let Some(entry) = self.table.get(id) {
+                    entry.set_connector(connector.clone(), attempt);
+                }
+                if let Some(underway) = self.underway(connector, attempt) {
+                    underway.socket = Some(id);
+                }
+                self.backend.connect(id, socket, address);
+            }
+            Err(error) => {
+                underway.failure = match error {
+                    ClientSocketError::Bind(local, errno) => ConnectError::Bind(local, errno),
+                    ClientSocketError::Other(errno) => ConnectError::from_errno(errno),
+                };
+                self.try_next(connector);
+            }
+        }
+    }
+
+    pub(super) fn connected(&mut self, id: ConnId, errno: Option<Errno>) {
+        let Some(entry) = self.table.get(id).filter(|entry| entry.stage == Stage::Connecting) else {
+            return;
+        };
+        let Some((connector, attempt)) = entry.connector().cloned() else { return };
+        match errno {
+            Some(errno) => {
+                self.close(id, false);
+                if let Some(underway) = self.underway(&connector, attempt) {
+                    underway.socket = None;
+                    underway.failure = ConnectError::from_errno(errno);
+                    self.try_next(&connector);
+                }
+            }
+            None => self.connection_made(id, &connector),
+        }
+    }
+
+    fn connection_made(&mut self, id: ConnId, connector: &Connector) {
+        if let Some(underway) = self.attempts.0.remove(&connector.key()) {
+            let _ = self.core().timers().remove(underway.timeout);
+        }
+        self.counters.add(Count::Connected, 1);
+        connector.set_connected(id);
+        match self.build_for_client(id) {
+            Some(protocol) => {
+                self.take_protocol(id, protocol);
+                self.made(id);
+            }
+            None => {
+                self.counters.add(Count::RefusedByFactory, 1);
+                self.close(id, false);
+                self.connector_lost(connector, &Reason::Done);
+            }
+        }
+    }
+
+    fn build_for_client(&mut self, id: ConnId) -> Option<u32> {
+        let slot = self.table.get(id)?.host_slot as usize;
+        let sockets = self.backend.sockets();
+        let mut ask = || {
+            let mut address = None;
+            let _ = sockets.lend(id, &mut |fd| address = sys::peer_address(fd));
+            address.into()
+        };
+        self.hosts[slot].host.build(&mut Peer::new(&mut ask))
+    }
+
+    pub(super) fn connect_timed_out(&mut self, connector: &Connector, attempt: Attempt) {
+        self.give_up(connector, attempt, ConnectError::TimedOut);
+    }
+
+    pub(super) fn stop_connecting(&mut self, connector: &Connector, attempt: Attempt) {
+        self.give_up(connector, attempt, ConnectError::User);
+    }
+
+    fn give_up(&mut self, connector: &Connector, attempt: Attempt, error: ConnectError) {
+        if self.underway(connector, attempt).is_some() {
+            self.connect_failed(connector, error);
+        }
+    }
+
+    pub(super) fn fail_all_attempts(&mut self) {
+        let connectors: Vec<_> = self.attempts.0.values().map(|u| u.connector.clone()).collect();
+        for connector in connectors {
+            self.connect_failed(&connector, ConnectError::Shutdown);
+        }
+    }
+
+    fn connect_failed(&mut self, connector: &Connector, error: ConnectError) {
+        let Some(underway) = self.attempts.0.remove(&connector.key()) else { return };
+        let _ = self.core().timers().remove(underway.timeout);
+        if let Some(id) = underway.socket {
+            self.close(id, false);
+        }
+        self.counters.add(Count::ConnectFailed, 1);
+        connector.set_disconnected();
+        let _ = self.tell_factory(connector.host(), FactoryEvent::ConnectFailed(connector, &error));
+        self.release_connector(connector);
+    }
+
+    /// The protocol has been told; now the factory is (K3).
+    pub(super) fn connector_lost(&mut self, connector: &Connector, reason: &Reason) {
+        connector.set_disconnected();
+        let _ = self.tell_factory(connector.host(), FactoryEvent::ConnectLost(connector, reason));
+        self.release_connector(connector);
+    }
+
+    /// Counts a connector off its factory, unless that has told it to connect again: then it keeps
+    /// its place for the next attempt.
+    fn release_connector(&mut self, connector: &Connector) {
+        if connector.state() == ConnectorState::Disconnected && connector.set_counted(false) {
+            self.release_host(connector.host());
+        }
+    }
+}

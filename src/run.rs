@@ -1,0 +1,146 @@
+//! What a program asks of a reactor: run, listen, connect. Here the user's side meets the drivers.
+
+use std::{any::type_name, sync::Arc};
+
+use crate::{
+    backend::{self, Proactor},
+    connector::{ConnectOptions, Connector},
+    error::Error,
+    event_loop,
+    factory::{ClientFactory, Factory},
+    factory_handle::{FactoryHandle, IntoFactory},
+    host::{ClientHooks, HostSeed},
+    id::HostKey,
+    options::Backend,
+    port::{ListenOptions, Port},
+    reactor::{Command, Core, Reactor, State},
+    signals::Subscription,
+    sys::Listener,
+    threaded,
+};
+
+impl Reactor {
+    /// Runs until [`stop`](Self::stop) or a signal: accepts, connects, calls back, on this thread.
+    ///
+    /// # Errors
+    /// If it runs or has run, if its backend cannot be had any more, or if a factory whose port
+    /// was to be opened could not start.
+    pub fn run(&self) -> Result<(), Error> {
+        let core = &self.core;
+        if !core.change_state(State::New, State::Running) {
+            return Err(Error::AlreadyRunning);
+        }
+        let ended = self.run_backend();
+        core.change_state(State::Running, State::Stopping);
+        core.change_state(State::Stopping, State::Stopped);
+        drop_the_rest(core);
+        log::info!("Main loop terminated.");
+        ended
+    }
+
+    fn run_backend(&self) -> Result<(), Error> {
+        let core = &self.core;
+        let _signals = if core.config.signals {
+            let subscribed = Subscription::new(core.number, &core.waker);
+            Some(subscribed.map_err(Error::system("installing the signal handlers"))?)
+        } else {
+            None
+        };
+        log::info!("reactor {}: {}", core.number, core.info);
+        match core.info.backend {
+            Backend::Threads => threaded::run(self.share()),
+            _ => event_loop::run(self.share(), self.proactor()?),
+        }
+    }
+
+    fn proactor(&self) -> Result<Box<dyn Proactor>, Error> {
+        let core = &self.core;
+        let (counters, waker) = (Arc::clone(&core.counters), Arc::clone(&core.waker));
+        match core.info.tier {
+            Some(tier) => backend::uring::open(&core.config.uring, tier, counters, waker),
+            None => backend::epoll::open(counters, waker),
+        }
+    }
+
+    /// Gives a factory to the reactor, to share it among several ports and connectors.
+    pub fn add_factory<F: Factory>(&self, factory: F) -> FactoryHandle<F> {
+        let key = HostKey(self.core.next_key());
+        let seed = Box::new(HostSeed(Box::new(factory)));
+        self.push(Command::AddHost(key, factory_name::<F>(), seed));
+        FactoryHandle::new(&self.core, key)
+    }
+
+    /// Listens on a TCP port and serves it with this factory.
+    ///
+    /// ```no_run
+    /// # use ringspun::{Cx, Protocol, Reactor, Serve};
+    /// # struct Echo;
+    /// # impl<F> Protocol<F> for Echo { fn data_received(&mut self, _: &mut Cx<'_, F>, _: &[u8]) {} }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let reactor = Reactor::builder().build()?;
+    /// let port = reactor.listen_tcp(("127.0.0.1", 0), Serve(|| Echo))?;
+    /// println!("listening on {}", port.get_host());
+    /// reactor.run()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// At once, if the port cannot be had: it names interface, port and cause.
+    pub fn listen_tcp<F: Factory>(
+        &self,
+        options: impl Into<ListenOptions>,
+        factory: impl IntoFactory<F>,
+    ) -> Result<Port, Error> {
+        let options = options.into();
+        let (listener, address) = bind(&options)
+            .map_err(|cause| Error::CannotListen { address: options.describe(), cause })?;
+        let handle = factory.into_handle(self);
+        let name = factory_name::<F>();
+        log::info!("{name} starting on {}", address.port());
+        let port = Port::new(&self.core, handle.key(), name, listener, address);
+        self.push(Command::Listen(port.clone()));
+        Ok(port)
+    }
+
+    /// Connects to a TCP port; the factory builds the protocol and is told how it goes.
+    pub fn connect_tcp<F: ClientFactory>(
+        &self,
+        options: impl Into<ConnectOptions>,
+        factory: impl IntoFactory<F>,
+    ) -> Connector {
+        let handle = factory.into_handle(self);
+        let hooks = Box::new(ClientHooks::<F>::new());
+        self.push(Command::SetHooks(handle.key(), hooks));
+        let connector = Connector::new(&self.core, handle.token(), options.into());
+        // A connector that has just been made is disconnected, so it can connect.
+        let _ = connector.connect();
+        connector
+    }
+}
+
+fn bind(options: &ListenOptions) -> std::io::Result<(Listener, std::net::SocketAddr)> {
+    let ip = options.interface.as_ref().copied().map_err(|word| {
+        std::io::Error::other(format!("{word:?} is no IP address; give one such as 127.0.0.1 or ::1"))
+    })?;
+    let listener = Listener::bind((ip, options.port).into(), options.backlog, options.reuse_port)?;
+    let address = listener.address()?;
+    Ok((listener, address))
+}
+
+/// Drops timers and commands that will never run; what they captured may queue more.
+fn drop_the_rest(core: &Core) {
+    let timers = std::mem::take(&mut *core.timers());
+    drop(timers);
+    while core.has_commands() {
+        let mut commands = Default::default();
+        core.take_inbox(&mut commands);
+    }
+}
+
+/// A factory's type without its path and parameters: `EchoFactory`.
+fn factory_name<F>() -> &'static str {
+    let name = type_name::<F>();
+    let name = name.split_once('<').map_or(name, |(name, _)| name);
+    name.rsplit_once("::").map_or(name, |(_, name)| name)
+}

@@ -1,0 +1,264 @@
+//! The connections of one loop.
+
+use std::{io, os::fd::BorrowedFd, time::Instant};
+
+use slab::Slab;
+
+use crate::{
+    address::Address,
+    backend::{Sent, Sockets},
+    connection::{Arrival, Connection, Step},
+    connector::{Attempt, Connector},
+    id::{ConnId, HostKey},
+    limits::Limits,
+    output::Pool,
+    sys,
+    timer::TimerKey,
+    transport::{Link, Side, SocketFlag, Visited},
+};
+
+/// Where a connection of the table is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// A connector is making it.
+    Connecting,
+    /// Its protocol has been told, and has not been told of the loss.
+    Made,
+    /// The backend is taking it down; only its slot is left.
+    Closing,
+}
+
+/// One connection of the table.
+pub(crate) struct Entry {
+    pub(crate) connection: Connection,
+    pub(crate) stage: Stage,
+    pub(crate) host: HostKey,
+    /// Where the host is, and where the protocol is inside it.
+    pub(crate) host_slot: u32,
+    pub(crate) protocol: u32,
+    generation: u32,
+    dirty: bool,
+    pub(crate) deadline: Option<TimerKey>,
+    rare: Option<Box<Rare>>,
+}
+
+/// What most connections do without.
+#[derive(Default)]
+struct Rare {
+    peer: Option<Address>,
+    host: Option<Address>,
+    timers: Vec<TimerKey>,
+    connector: Option<(Connector, Attempt)>,
+}
+
+impl Entry {
+    fn rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
+    /// The connector that makes or made this connection, and in which attempt.
+    pub(crate) fn connector(&self) -> Option<&(Connector, Attempt)> {
+        self.rare.as_ref()?.connector.as_ref()
+    }
+
+    pub(crate) fn set_connector(&mut self, connector: Connector, attempt: Attempt) {
+        self.rare().connector = Some((connector, attempt));
+    }
+
+    pub(crate) fn set_peer(&mut self, peer: Address) {
+        self.rare().peer = Some(peer);
+    }
+
+    /// The timers that die with the connection.
+    pub(crate) fn take_timers(&mut self) -> Vec<TimerKey> {
+        self.rare.as_mut().map(|rare| std::mem::take(&mut rare.timers)).unwrap_or_default()
+    }
+}
+
+/// All connections of a loop, with what they share.
+pub(crate) struct Table {
+    number: u8,
+    generation: u32,
+    entries: Slab<Entry>,
+    dirty: Vec<ConnId>,
+    pub(crate) pool: Pool,
+    pub(crate) limits: Limits,
+}
+
+impl Table {
+    pub(crate) fn new(number: u8, limits: Limits) -> Self {
+        Self {
+            number,
+            generation: 0,
+            entries: Slab::new(),
+            dirty: Vec::new(),
+            pool: Pool::default(),
+            limits,
+        }
+    }
+
+    /// A place for a new connection. Each use of a slot has a generation of its own.
+    pub(crate) fn insert(&mut self, host: HostKey, host_slot: u32, stage: Stage) -> ConnId {
+        self.generation = self.generation.wrapping_add(1) & crate::id::GENERATION_MASK;
+        let slot = self.entries.insert(Entry {
+            connection: Connection::new(false),
+            stage,
+            host,
+            host_slot,
+            protocol: u32::MAX,
+            generation: self.generation,
+            dirty: false,
+            deadline: None,
+            rare: None,
+        });
+        ConnId::new(self.number, self.generation, slot as u32)
+    }
+
+    pub(crate) fn get(&mut self, id: ConnId) -> Option<&mut Entry> {
+        let entry = self.entries.get_mut(id.slot())?;
+        (entry.generation == id.generation() && id.reactor() == self.number).then_some(entry)
+    }
+
+    pub(crate) fn remove(&mut self, id: ConnId) -> Option<Entry> {
+        self.get(id)?;
+        Some(self.entries.remove(id.slot()))
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The ids of the connections that `wanted` chooses.
+    pub(crate) fn ids(&self, wanted: impl Fn(&Entry) -> bool) -> Vec<ConnId> {
+        self.entries
+            .iter()
+            .filter(|(_, entry)| wanted(entry))
+            .map(|(slot, entry)| ConnId::new(self.number, entry.generation, slot as u32))
+            .collect()
+    }
+
+    /// Has the loop settle this connection once it is through with the present events.
+    pub(crate) fn mark_dirty(&mut self, id: ConnId) {
+        let Some(entry) = self.get(id) else { return };
+        if !std::mem::replace(&mut entry.dirty, true) {
+            self.dirty.push(id);
+        }
+    }
+
+    pub(crate) fn has_dirty(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
+    /// Moves the ids that have to be settled into `into`, which must be empty.
+    pub(crate) fn take_dirty(&mut self, into: &mut Vec<ConnId>) {
+        std::mem::swap(&mut self.dirty, into);
+    }
+
+    /// A batch of a connection came back.
+    pub(crate) fn sent(&mut self, id: ConnId, sent: Sent) {
+        let Self { entries, pool, limits, .. } = self;
+        match entries.get_mut(id.slot()).filter(|entry| entry.generation == id.generation()) {
+            Some(entry) => entry.connection.sent(sent.batch, sent.bytes, sent.errno, pool, limits),
+            None => pool.give(sent.batch),
+        }
+    }
+
+    /// Bytes of a made connection arrived.
+    pub(crate) fn received(&mut self, id: ConnId, data: &[u8]) -> Option<Arrival> {
+        let Self { entries, limits, .. } = self;
+        let entry = entries.get_mut(id.slot()).filter(|e| e.generation == id.generation())?;
+        (entry.stage == Stage::Made).then(|| entry.connection.received(data, limits))
+    }
+
+    /// The next step of a connection.
+    pub(crate) fn step(&mut self, id: ConnId, now: Instant, may_send: bool) -> Step {
+        let Some(entry) = self.entries.get_mut(id.slot()) else { return Step::Idle };
+        if entry.generation != id.generation() || entry.stage != Stage::Made {
+            return Step::Idle;
+        }
+        entry.dirty = false;
+        entry.connection.step(now, &self.limits, &mut self.pool, may_send)
+    }
+}
+
+/// Adds a timer to those that die with a connection. Each time the list is full, those that have
+/// fired or were cancelled make room, so that re-arming with every message does not grow it.
+pub(crate) fn keep_timer(timers: &mut Vec<TimerKey>, timer: TimerKey, alive: &dyn Fn(TimerKey) -> bool) {
+    if timers.len() == timers.capacity() {
+        timers.retain(|kept| alive(*kept));
+    }
+    timers.push(timer);
+}
+
+/// How a transport reaches the connections of a loop, while one of its callbacks runs.
+pub(crate) struct LoopLink<'a> {
+    pub(crate) table: &'a mut Table,
+    pub(crate) sockets: &'a mut dyn Sockets,
+}
+
+impl LoopLink<'_> {
+    fn ask<R>(&mut self, id: ConnId, ask: impl FnOnce(BorrowedFd<'_>) -> R) -> io::Result<R> {
+        let gone = || io::Error::from(io::ErrorKind::NotConnected);
+        self.table.get(id).filter(|entry| entry.stage == Stage::Made).ok_or_else(gone)?;
+        let (mut ask, mut answer) = (Some(ask), None);
+        self.sockets.lend(id, &mut |fd| answer = ask.take().map(|ask| ask(fd)))?;
+        answer.ok_or_else(gone)
+    }
+}
+
+impl Link for LoopLink<'_> {
+    fn visit(&mut self, id: ConnId, act: &mut dyn FnMut(Visited<'_>)) {
+        let Table { entries, pool, limits, dirty, number, .. } = &mut *self.table;
+        let Some(entry) = entries.get_mut(id.slot()) else { return };
+        if entry.generation != id.generation() || *number != id.reactor() || entry.stage != Stage::Made {
+            return;
+        }
+        act(Visited { connection: &mut entry.connection, pool, limits });
+        if !std::mem::replace(&mut entry.dirty, true) {
+            dirty.push(id);
+        }
+    }
+
+    fn address(&mut self, id: ConnId, side: Side) -> Address {
+        let Some(entry) = self.table.get(id) else { return Address::Unknown };
+        let kept = entry.rare.as_ref().and_then(|rare| match side {
+            Side::Peer => rare.peer,
+            Side::Host => rare.host,
+        });
+        if let Some(address) = kept {
+            return address;
+        }
+        let asked = self.ask(id, |fd| match side {
+            Side::Peer => sys::peer_address(fd),
+            Side::Host => sys::local_address(fd),
+        });
+        let Some(address) = asked.ok().flatten().map(Address::Tcp) else { return Address::Unknown };
+        if let Some(entry) = self.table.get(id) {
+            let rare = entry.rare();
+            *match side {
+                Side::Peer => &mut rare.peer,
+                Side::Host => &mut rare.host,
+            } = Some(address);
+        }
+        address
+    }
+
+    fn flag(&mut self, id: ConnId, flag: SocketFlag, set: Option<bool>) -> io::Result<bool> {
+        self.ask(id, |fd| match flag {
+            SocketFlag::NoDelay => sys::no_delay(fd, set),
+            SocketFlag::KeepAlive => sys::keep_alive(fd, set),
+        })?
+    }
+
+    fn ids(&mut self, host: HostKey) -> Vec<ConnId> {
+        self.table.ids(|entry| entry.host == host && entry.stage == Stage::Made)
+    }
+
+    fn bind_timer(&mut self, id: ConnId, timer: TimerKey, alive: &dyn Fn(TimerKey) -> bool) -> bool {
+        let Some(entry) = self.table.get(id).filter(|entry| entry.stage == Stage::Made) else {
+            return false;
+        };
+        keep_timer(&mut entry.rare().timers, timer, alive);
+        true
+    }
+}
