@@ -23,8 +23,7 @@ pub struct ReactorBuilder {
 
 impl Default for ReactorBuilder {
     fn default() -> Self {
-        let config =
-            Config { limits: Limits::default(), uring: UringOptions::default(), signals: true };
+        let config = Config { limits: Limits::default(), uring: UringOptions::default(), signals: true };
         Self { backend: Backend::Auto, config }
     }
 }
@@ -92,9 +91,7 @@ impl ReactorBuilder {
                 Ok(self.info(backend, Some(tier), why.to_owned()))
             }
             Backend::Auto => Ok(match uring::prove(&self.config.uring) {
-                Ok(tier) => {
-                    self.info(Backend::IoUring, Some(tier), "the best that works here".to_owned())
-                }
+                Ok(tier) => self.info(Backend::IoUring, Some(tier), "the best that works here".to_owned()),
                 Err(denial) => {
                     let why = format!("io_uring cannot be had: {denial}");
                     log::warn!("falling back to epoll: {why}");

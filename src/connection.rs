@@ -72,9 +72,7 @@ enum Phase {
     /// with unread input would send RST and destroy the output (C7).
     Draining,
     /// The end is decided; `connection_lost` is due, then the socket is closed.
-    Ended {
-        reset: bool,
-    },
+    Ended { reset: bool },
     /// Nothing more will happen.
     Gone,
 }
@@ -230,7 +228,14 @@ impl Connection {
     }
 
     /// A batch came back: `n` bytes of it were taken before `failed`, if anything did.
-    pub fn sent(&mut self, batch: Box<Batch>, n: usize, failed: Option<Errno>, pool: &mut Pool, limits: &Limits) {
+    pub fn sent(
+        &mut self,
+        batch: Box<Batch>,
+        n: usize,
+        failed: Option<Errno>,
+        pool: &mut Pool,
+        limits: &Limits,
+    ) {
         self.output.came_back(batch, n, pool, limits.output_low);
         let Some(errno) = failed else { return };
         self.output.discard(pool);

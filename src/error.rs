@@ -110,10 +110,9 @@ impl fmt::Display for Error {
             Self::Backend { backend, cause, remedy } => {
                 write!(f, "the {backend} backend cannot be had: {cause}; {remedy}")
             }
-            Self::UnknownBackend(word) => write!(
-                f,
-                "RINGSPUN_BACKEND={word} names no backend; use auto, io_uring, epoll or threads"
-            ),
+            Self::UnknownBackend(word) => {
+                write!(f, "RINGSPUN_BACKEND={word} names no backend; use auto, io_uring, epoll or threads")
+            }
             Self::Option { option, cause } => write!(f, "the option {option} {cause}"),
             Self::CannotListen { address, cause } if cause.kind() == io::ErrorKind::AddrInUse => write!(
                 f,

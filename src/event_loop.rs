@@ -244,14 +244,8 @@ impl EventLoop {
     fn add_host(&mut self, key: HostKey, name: &'static str, seed: ErasedCall) {
         let Ok(seed) = seed.downcast::<HostSeed>() else { return };
         let host = seed.0.on_loop();
-        let slot = self.hosts.insert(HostSlot {
-            key,
-            name,
-            host,
-            users: 0,
-            connections: 0,
-            forgotten: false,
-        });
+        let slot =
+            self.hosts.insert(HostSlot { key, name, host, users: 0, connections: 0, forgotten: false });
         self.host_slots.insert(key, slot);
     }
 

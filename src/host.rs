@@ -183,7 +183,13 @@ pub(crate) trait Host {
     /// Whether its protocols understand half-closed connections.
     fn half_closeable(&self) -> bool;
     /// Tells one of its protocols.
-    fn tell(&mut self, protocol: u32, id: ConnId, env: Env<'_>, event: ProtocolEvent<'_>) -> Result<(), Panicked>;
+    fn tell(
+        &mut self,
+        protocol: u32,
+        id: ConnId,
+        env: Env<'_>,
+        event: ProtocolEvent<'_>,
+    ) -> Result<(), Panicked>;
     /// Drops one of its protocols.
     fn drop_protocol(&mut self, protocol: u32);
     /// Tells the factory.
@@ -208,7 +214,13 @@ impl<F: Factory> Host for LoopHost<F> {
         F::Protocol::HALF_CLOSEABLE
     }
 
-    fn tell(&mut self, protocol: u32, id: ConnId, env: Env<'_>, event: ProtocolEvent<'_>) -> Result<(), Panicked> {
+    fn tell(
+        &mut self,
+        protocol: u32,
+        id: ConnId,
+        env: Env<'_>,
+        event: ProtocolEvent<'_>,
+    ) -> Result<(), Panicked> {
         let Some(protocol) = self.protocols.get_mut(protocol as usize) else { return Ok(()) };
         // Taken apart, so that the loan of the link may be as short as that of the factory.
         let Env { link, reactor, host } = env;

@@ -1,3 +1,83 @@
+//! Twisted's programming model, spun on a ring.
+//!
+//! The same Transport, Protocol and Factory as Twisted's, on a completion core: socket reads and
+//! writes are submitted through Linux's io_uring, and completions become callbacks. The same
+//! program runs on edge-triggered epoll and on a thread per connection, so the three can be compared.
+//!
+//! A server in full:
+//!
+//! ```no_run
+//! use ringspun::{Cx, Protocol, Reactor, Serve, Write};
+//!
+//! struct Echo;
+//!
+//! impl<F> Protocol<F> for Echo {
+//!     fn data_received(&mut self, cx: &mut Cx<'_, F>, data: &[u8]) {
+//!         if cx.transport.write(data) == Write::Full {
+//!             cx.transport.pause_producing();
+//!         }
+//!     }
+//!
+//!     fn resume_writing(&mut self, cx: &mut Cx<'_, F>) {
+//!         cx.transport.resume_producing();
+//!     }
+//! }
+//!
+//! fn main() -> Result<(), ringspun::Error> {
+//!     let reactor = Reactor::builder().build()?;
+//!     reactor.listen_tcp(8000, Serve(|| Echo))?;
+//!     reactor.run()
+//! }
+//! ```
+//!
+//! # Where to find what
+//!
+//! * [`Reactor`]: runs everything on one thread; built by [`Reactor::builder`], with a [`Backend`].
+//! * [`Protocol`] and [`Factory`] ([`ClientFactory`] for connections that this side makes): what a
+//!   program implements. [`Cx`] and [`FactoryCx`] are what their callbacks can reach.
+//! * [`Transport`]: what a protocol writes to and closes.
+//! * [`Port`], [`Connector`], [`DelayedCall`]: what listening, connecting and scheduling return.
+//! * [`Limits`], [`Stats`], [`Reason`]: what protects a server, what it has done, why a connection ended.
+//!
+//! # Which backend am I on?
+//!
+//! [`Reactor::backend`] says which, why, and on which kernel; so does the first log line of `run`.
+//! With [`Backend::Auto`] the variable `RINGSPUN_BACKEND` (`auto`, `io_uring`, `epoll`, `threads`)
+//! may decide. An explicit choice that cannot be had is an error of `build`.
+//!
+//! # Twisted's names and ours
+//!
+//! | Twisted | ringspun |
+//! |---|---|
+//! | `reactor.run`, `stop` | [`Reactor::run`], [`Reactor::stop`] |
+//! | `reactor.listenTCP(port, factory, backlog, interface)` | [`Reactor::listen_tcp`] with [`ListenOptions`] |
+//! | `reactor.connectTCP(host, port, factory, timeout, bindAddress)` | [`Reactor::connect_tcp`] with [`ConnectOptions`] |
+//! | `reactor.callLater`, `IDelayedCall` | [`Reactor::call_later`], [`Cx::call_later`], [`FactoryCx::call_later`], [`DelayedCall`] |
+//! | `reactor.callWhenRunning`, `callFromThread` | [`Reactor::call_when_running`], [`Reactor::call_from_thread`] |
+//! | `Protocol.makeConnection`, `connectionMade` | [`Protocol::connection_made`] |
+//! | `Protocol.dataReceived`, `connectionLost` | [`Protocol::data_received`], [`Protocol::connection_lost`] |
+//! | `IHalfCloseableProtocol.readConnectionLost` | [`Protocol::read_connection_lost`] with [`Protocol::HALF_CLOSEABLE`] |
+//! | `IPushProducer.pauseProducing` called on a protocol's writer | [`Protocol::pause_writing`], [`Protocol::resume_writing`] |
+//! | `Factory.buildProtocol`, `startFactory`, `stopFactory` | [`Factory`] |
+//! | `ClientFactory.startedConnecting`, `clientConnectionFailed`, `clientConnectionLost` | [`ClientFactory`] |
+//! | `factory.protocol = Echo` | [`Serve`] |
+//! | `WrappingFactory`, `ProtocolWrapper` | [`WrappingFactory`] |
+//! | `self.transport`, `self.factory` | [`Cx::transport`], [`Cx::factory`] |
+//! | `transport.write`, `writeSequence` | [`Transport::write`], [`Transport::write_sequence`] |
+//! | `transport.loseConnection`, `loseWriteConnection`, `abortConnection` | [`Transport::lose_connection`], [`Transport::lose_write_connection`], [`Transport::abort_connection`] |
+//! | `transport.pauseProducing`, `resumeProducing` | [`Transport::pause_producing`], [`Transport::resume_producing`] |
+//! | `transport.getPeer`, `getHost` | [`Transport::get_peer`], [`Transport::get_host`] |
+//! | `transport.setTcpNoDelay`, `setTcpKeepAlive` | [`Transport::set_tcp_no_delay`], [`Transport::set_tcp_keep_alive`] |
+//! | an exception in a callback | a panic, or [`Transport::fail`] |
+//! | `IListeningPort.stopListening`, `getHost` | [`Port::stop_listening`], [`Port::get_host`] |
+//! | the `Deferred` of `stopListening` | [`Port::on_done`] |
+//! | `IConnector.connect`, `stopConnecting`, `disconnect`, `getDestination` | [`Connector`] |
+//! | `ConnectionDone`, `ConnectionLost`, `ConnectionAborted` | [`Reason::Done`], [`Reason::Lost`], [`Reason::Aborted`] |
+//! | `ConnectionRefusedError`, `TimeoutError`, `DNSLookupError`, `UserError` | [`ConnectError`] |
+//! | `IPv4Address`, `IPv6Address` | [`Address`] |
+
+#![cfg(target_os = "linux")]
+
 mod address;
 mod backend;
 mod builder;
@@ -46,3 +126,13 @@ pub use reason::{BoxError, ConnectError, LimitKind, Loss, Reason, Timeout};
 pub use stats::{Count, Stats, Syscall};
 pub use transport::{Connections, Transport};
 pub use wrapper::WrappingFactory;
+
+/// The pure rooms, for the benchmarks under `bench/`. No promise of stability covers them.
+#[doc(hidden)]
+pub mod internals {
+    pub use crate::{
+        connection::{Arrival, Connection, Step},
+        output::{Batch, Output, Pool},
+        timer::{Mark, TimerKey, TimerQueue, deadline_after},
+    };
+}

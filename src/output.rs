@@ -247,9 +247,9 @@ impl Output {
             let offset = first.bytes.len();
             first.bytes.extend_from_slice(&behind.bytes);
             first.shared_len += behind.shared_len;
-            first.shared.extend(
-                behind.shared.iter().map(|i| Inserted { at: offset + i.at, data: i.data.clone() }),
-            );
+            first
+                .shared
+                .extend(behind.shared.iter().map(|i| Inserted { at: offset + i.at, data: i.data.clone() }));
             pool.give(behind);
         }
         self.gathering = Some(first);

@@ -88,8 +88,7 @@ pub(crate) type Wrap<'a> = dyn Fn(ErasedCall) -> ErasedCall + 'a;
 pub(crate) type ErasedCall = Box<dyn Any + Send>;
 
 /// A call that gets the protocol back.
-type BoxedProtocolCall<F> =
-    Box<dyn FnOnce(&mut <F as Factory>::Protocol, &mut Cx<'_, F>) + Send>;
+type BoxedProtocolCall<F> = Box<dyn FnOnce(&mut <F as Factory>::Protocol, &mut Cx<'_, F>) + Send>;
 
 /// As it is stored until it is due.
 pub(crate) struct ProtocolCall<F: Factory>(pub(crate) BoxedProtocolCall<F>);

@@ -164,9 +164,7 @@ impl Core {
 
     /// Moves on in life; `false` if the reactor was not where `from` says.
     pub(crate) fn change_state(&self, from: State, to: State) -> bool {
-        self.state
-            .compare_exchange(from as u8, to as u8, Ordering::SeqCst, Ordering::SeqCst)
-            .is_ok()
+        self.state.compare_exchange(from as u8, to as u8, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 
     pub(crate) fn next_key(&self) -> u32 {
@@ -216,11 +214,7 @@ impl Reactor {
 
     /// Calls `call` on the reactor's thread after `delay`, never early; calls with equal deadlines
     /// come in the order in which they were scheduled. A delay of 0 means the next turn.
-    pub fn call_later(
-        &self,
-        delay: Duration,
-        call: impl FnOnce(&Reactor) + Send + 'static,
-    ) -> DelayedCall {
+    pub fn call_later(&self, delay: Duration, call: impl FnOnce(&Reactor) + Send + 'static) -> DelayedCall {
         self.schedule(delay, TimerCall::Reactor(Box::new(call)))
     }
 

@@ -60,9 +60,7 @@ impl fmt::Display for Reason {
             Self::Lost(Loss::Errno(errno)) => write!(f, "connection was lost: {errno}"),
             Self::Lost(Loss::Shutdown) => f.write_str("connection was lost: the reactor was stopped"),
             Self::Aborted => f.write_str("connection was aborted"),
-            Self::Limit(LimitKind::Output) => {
-                f.write_str("connection passed its limit of unsent output")
-            }
+            Self::Limit(LimitKind::Output) => f.write_str("connection passed its limit of unsent output"),
             Self::TimedOut(Timeout::Close) => {
                 f.write_str("connection could not be closed in time and was aborted")
             }

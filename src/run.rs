@@ -93,8 +93,8 @@ impl Reactor {
         factory: impl IntoFactory<F>,
     ) -> Result<Port, Error> {
         let options = options.into();
-        let (listener, address) = bind(&options)
-            .map_err(|cause| Error::CannotListen { address: options.describe(), cause })?;
+        let (listener, address) =
+            bind(&options).map_err(|cause| Error::CannotListen { address: options.describe(), cause })?;
         let handle = factory.into_handle(self);
         let name = factory_name::<F>();
         log::info!("{name} starting on {}", address.port());

@@ -14,8 +14,7 @@ use nix::{
         eventfd::{EfdFlags, EventFd},
         resource::{Resource, getrlimit},
         socket::{
-            self, AddressFamily, Backlog, MsgFlags, Shutdown, SockFlag, SockType, SockaddrStorage,
-            sockopt,
+            self, AddressFamily, Backlog, MsgFlags, Shutdown, SockFlag, SockType, SockaddrStorage, sockopt,
         },
     },
 };
@@ -54,8 +53,7 @@ impl Listener {
     }
 
     pub(crate) fn address(&self) -> io::Result<SocketAddr> {
-        local_address(self.0.as_fd())
-            .ok_or_else(|| io::Error::other("getsockname gave no IP address"))
+        local_address(self.0.as_fd()).ok_or_else(|| io::Error::other("getsockname gave no IP address"))
     }
 
     /// Accepts one connection as a non-blocking, close-on-exec descriptor.

@@ -202,7 +202,11 @@ mod tests {
             random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             let deadline = start + Duration::from_millis(random >> 56);
             let key = queue.insert(deadline, i);
-            if random & 3 == 0 { queue.remove(key); } else { expected.push((deadline, i)); }
+            if random & 3 == 0 {
+                queue.remove(key);
+            } else {
+                expected.push((deadline, i));
+            }
         }
         expected.sort();
         assert_eq!(due(&mut queue, start + SECOND), expected.into_iter().map(|(_, i)| i).collect::<Vec<_>>());

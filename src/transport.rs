@@ -257,10 +257,6 @@ impl<'a> Connections<'a> {
         Self { link, host }
     }
 
-    pub(crate) fn reborrow(&mut self) -> Connections<'_> {
-        Connections { link: &mut *self.link, host: self.host }
-    }
-
     pub(crate) fn link(&mut self) -> &mut dyn Link {
         &mut *self.link
     }

@@ -20,9 +20,19 @@ pub(crate) fn decide(errno: Errno) -> AcceptDecision {
     match errno.raw() {
         libc::EMFILE | libc::ENFILE => AcceptDecision::Shed,
         // accept(2) passes on what happened to the new connection before it was accepted.
-        libc::ECONNABORTED | libc::ECONNRESET | libc::EPROTO | libc::EPERM | libc::EINTR
-        | libc::ENETDOWN | libc::ENOPROTOOPT | libc::EHOSTDOWN | libc::ENONET | libc::EHOSTUNREACH
-        | libc::ENETUNREACH | libc::ETIMEDOUT | libc::EAGAIN => AcceptDecision::Next,
+        libc::ECONNABORTED
+        | libc::ECONNRESET
+        | libc::EPROTO
+        | libc::EPERM
+        | libc::EINTR
+        | libc::ENETDOWN
+        | libc::ENOPROTOOPT
+        | libc::EHOSTDOWN
+        | libc::ENONET
+        | libc::EHOSTUNREACH
+        | libc::ENETUNREACH
+        | libc::ETIMEDOUT
+        | libc::EAGAIN => AcceptDecision::Next,
         libc::EBADF | libc::ENOTSOCK | libc::EINVAL | libc::EOPNOTSUPP | libc::ECANCELED => {
             AcceptDecision::Over
         }

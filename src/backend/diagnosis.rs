@@ -20,10 +20,11 @@ impl Denial {
     /// As [`find`](Self::find), with /proc wherever a test put it.
     fn find_in(error: &io::Error, proc: &Path) -> Self {
         let denied = matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES));
-        if denied || error.raw_os_error() == Some(libc::ENOSYS) {
-            if let Some(denial) = sysctl(proc).or_else(|| seccomp(proc)) {
-                return denial;
-            }
+        let absent = error.raw_os_error() == Some(libc::ENOSYS);
+        if (denied || absent)
+            && let Some(denial) = sysctl(proc).or_else(|| seccomp(proc))
+        {
+            return denial;
         }
         match error.raw_os_error() {
             Some(libc::ENOSYS) => Self::new(

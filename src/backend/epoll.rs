@@ -266,10 +266,7 @@ impl Io {
 
     fn adopt(&mut self, id: ConnId, socket: OwnedFd) {
         self.counters.call(Syscall::EpollCtl);
-        let flags = EpollFlags::EPOLLIN
-            | EpollFlags::EPOLLOUT
-            | EpollFlags::EPOLLRDHUP
-            | EpollFlags::EPOLLET;
+        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
         let data = u64::from(id.generation()) << 32 | id.slot() as u64;
         if let Err(errno) = self.epoll.add(&socket, EpollEvent::new(flags, data)) {
             self.ready.push_back(Event::End { id, errno: Some(errno.into()) });
@@ -347,9 +344,7 @@ impl Io {
             Ok(0) => Some(Found::Other(Event::End { id, errno: None })),
             Ok(len) => Some(Found::Data { id, len }),
             Err(libc::EAGAIN | libc::EINTR) => None,
-            Err(raw) => {
-                Some(Found::Other(Event::End { id, errno: Some(Errno::from_raw(raw)) }))
-            }
+            Err(raw) => Some(Found::Other(Event::End { id, errno: Some(Errno::from_raw(raw)) })),
         }
     }
 

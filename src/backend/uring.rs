@@ -419,10 +419,18 @@ impl Io {
         let Some(slot) = self.slot(id).filter(|slot| slot.ending == Ending::No) else { return };
         let Some(socket) = &slot.socket else { return };
         let entry = match (socket, multishot) {
-            (Socket::Fd(fd), true) => opcode::RecvMulti::new(types::Fd(fd.as_raw_fd()), buffers::GROUP).build(),
-            (Socket::Direct(place), true) => opcode::RecvMulti::new(types::Fixed(*place), buffers::GROUP).build(),
-            (Socket::Fd(fd), false) => receive_once(opcode::Recv::new(types::Fd(fd.as_raw_fd()), ptr::null_mut(), bytes)),
-            (Socket::Direct(place), false) => receive_once(opcode::Recv::new(types::Fixed(*place), ptr::null_mut(), bytes)),
+            (Socket::Fd(fd), true) => {
+                opcode::RecvMulti::new(types::Fd(fd.as_raw_fd()), buffers::GROUP).build()
+            }
+            (Socket::Direct(place), true) => {
+                opcode::RecvMulti::new(types::Fixed(*place), buffers::GROUP).build()
+            }
+            (Socket::Fd(fd), false) => {
+                receive_once(opcode::Recv::new(types::Fd(fd.as_raw_fd()), ptr::null_mut(), bytes))
+            }
+            (Socket::Direct(place), false) => {
+                receive_once(opcode::Recv::new(types::Fixed(*place), ptr::null_mut(), bytes))
+            }
         };
         slot.receiving = Receiving { wanted: true, armed: true, cancelling: false, parked: false };
         // SAFETY: the kernel chooses among the registered buffers, which outlive the ring.
@@ -476,9 +484,7 @@ impl Io {
         let gone = Errno::from_raw(libc::ENOTCONN);
         let Some(slot) = self.slot(id) else { return Some(Sent { batch, bytes: 0, errno: Some(gone) }) };
         let entry = match &slot.socket {
-            Some(Socket::Fd(fd)) => {
-                send_entry(types::Fd(fd.as_raw_fd()), &batch, &mut slot.message)
-            }
+            Some(Socket::Fd(fd)) => send_entry(types::Fd(fd.as_raw_fd()), &batch, &mut slot.message),
             Some(Socket::Direct(place)) => send_entry(types::Fixed(*place), &batch, &mut slot.message),
             None => return Some(Sent { batch, bytes: 0, errno: Some(gone) }),
         };
@@ -521,9 +527,9 @@ impl Io {
     }
 
     fn arm_receive_if_wanted(&mut self, id: ConnId, bytes: u32) {
-        let wanted = self.slot(id).is_some_and(|slot| {
-            slot.receiving.wanted && !slot.receiving.armed && !slot.receiving.parked
-        });
+        let wanted = self
+            .slot(id)
+            .is_some_and(|slot| slot.receiving.wanted && !slot.receiving.armed && !slot.receiving.parked);
         if wanted {
             self.arm_receive(id, bytes);
         }
@@ -820,11 +826,7 @@ fn receive_once(receive: opcode::Recv) -> squeue::Entry {
 }
 
 /// One send of the whole batch: `MSG_WAITALL` makes the kernel go on after a short one.
-fn send_entry(
-    fd: impl types_fd::Target,
-    batch: &Batch,
-    message: &mut Option<Box<Message>>,
-) -> squeue::Entry {
+fn send_entry(fd: impl types_fd::Target, batch: &Batch, message: &mut Option<Box<Message>>) -> squeue::Entry {
     let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
     if let Some(bytes) = batch.as_single() {
         return fd.send(bytes.as_ptr(), bytes.len() as u32, flags);

@@ -138,7 +138,11 @@ impl EventLoop {
         match decide(errno) {
             AcceptDecision::Next => self.backend.accept_again(key),
             AcceptDecision::Shed => {
-                self.log_accept_failure(key, errno, "peers that wait are turned away; raise `ulimit -n` or serve fewer");
+                self.log_accept_failure(
+                    key,
+                    errno,
+                    "peers that wait are turned away; raise `ulimit -n` or serve fewer",
+                );
                 let shed = self.backend.shed(key);
                 self.counters.add(Count::RefusedDescriptors, shed as u64);
                 self.rest(key);

@@ -1,6 +1,11 @@
 //! The receive buffers that all connections of a ring share, and the ring that hands them to the kernel.
 
-use std::{io, num::NonZeroUsize, ptr::NonNull, sync::atomic::{AtomicU16, Ordering}};
+use std::{
+    io,
+    num::NonZeroUsize,
+    ptr::NonNull,
+    sync::atomic::{AtomicU16, Ordering},
+};
 
 use io_uring::types::BufRingEntry;
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
@@ -24,8 +29,7 @@ struct Mapping {
 impl Mapping {
     fn new(len: usize) -> io::Result<Self> {
         let len = NonZeroUsize::new(len).unwrap_or(NonZeroUsize::MIN);
-        let (protection, flags) =
-            (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE);
+        let (protection, flags) = (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE);
         // SAFETY: a new anonymous mapping at an address of the kernel's choice touches nothing else.
         let start = unsafe { mmap_anonymous(None, len, protection, flags)? };
         let mapping = Self { start, len, leaked: false };

@@ -44,8 +44,7 @@ fn is_denied(error: &io::Error) -> bool {
 fn round_trip(options: &UringOptions, tier: Tier) -> io::Result<()> {
     let waker = Arc::new(Waker::new()?);
     let mut uring = Uring::open(options, tier, Arc::default(), waker)?;
-    let (ours, theirs) =
-        socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)?;
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)?;
     let (sender, receiver) = (ConnId::new(0, 1, 0), ConnId::new(0, 2, 1));
     uring.adopt(sender, socket(&uring, options, ours, 0)?);
     uring.adopt(receiver, socket(&uring, options, theirs, 1)?);

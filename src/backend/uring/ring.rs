@@ -151,9 +151,7 @@ impl Ring {
     pub(super) fn submit_and_wait(&mut self, wait: Wait, timeout: Duration) -> io::Result<()> {
         match wait {
             _ if !self.stash.is_empty() => self.submit(),
-            Wait::Many { count, gather } if self.can_gather => {
-                self.enter(count, Some(gather), timeout)
-            }
+            Wait::Many { count, gather } if self.can_gather => self.enter(count, Some(gather), timeout),
             _ => self.enter(1, None, timeout),
         }
     }
@@ -164,7 +162,8 @@ impl Ring {
         loop {
             self.refill();
             let last = self.backlog.is_empty();
-            let (count, gather, timeout) = if last { (count, gather, timeout) } else { (0, None, Duration::ZERO) };
+            let (count, gather, timeout) =
+                if last { (count, gather, timeout) } else { (0, None, Duration::ZERO) };
             let queued = self.ring.submission().len() as u32;
             match self.enter_once(queued, count, gather, timeout) {
                 Ok(taken) if last || taken == 0 => return Ok(()),
@@ -229,11 +228,8 @@ impl Ring {
 
     fn pop_queue(&mut self) -> Option<Completion> {
         let entry = self.ring.completion().next()?;
-        let completion = Completion {
-            user_data: entry.user_data(),
-            result: entry.result(),
-            flags: entry.flags(),
-        };
+        let completion =
+            Completion { user_data: entry.user_data(), result: entry.result(), flags: entry.flags() };
         if !completion.more() {
             self.in_flight -= 1;
         }
@@ -272,8 +268,7 @@ impl Ring {
     }
 
     fn register_ring_fd(&mut self) -> io::Result<()> {
-        let mut update =
-            RingFdUpdate { offset: u32::MAX, reserved: 0, data: self.ring.as_raw_fd() as u64 };
+        let mut update = RingFdUpdate { offset: u32::MAX, reserved: 0, data: self.ring.as_raw_fd() as u64 };
         self.register(REGISTER_RING_FDS, &mut update)?;
         self.registered = Some(update.offset);
         Ok(())
