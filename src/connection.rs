@@ -349,16 +349,13 @@ impl Connection {
     }
 
     fn step_callback(&mut self) -> Option<Step> {
-        if self.phase != Phase::Open {
-            return None;
-        }
         if self.output.take_pause() {
             return Some(Step::PauseWriting);
         }
         if self.output.take_resume() {
             return Some(Step::ResumeWriting);
         }
-        if self.paused {
+        if self.phase != Phase::Open || self.paused {
             return None;
         }
         if !self.held.is_empty() {
@@ -405,3 +402,6 @@ impl Connection {
 fn peer_is_gone(errno: Errno) -> bool {
     matches!(errno.raw(), libc::EPIPE | libc::ECONNRESET)
 }
+
+#[cfg(test)]
+mod tests;

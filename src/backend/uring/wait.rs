@@ -44,12 +44,16 @@ impl Recent {
     /// Learns from a wait that gave `got` completions. Slow to grow, quick to shrink: a wait that
     /// ran out before it was filled halves what is expected.
     pub(crate) fn after(self, waited: Wait, got: u32) -> Self {
-        let got = got.min(4 * COUNT_MAX) * 8;
+        let got = got.min(2 * COUNT_MAX + 4) * 8;
         let unfilled = matches!(waited, Wait::Many { count, .. } if got < count * 8);
-        if unfilled || got < self.eighths / 4 {
-            return Self { eighths: (self.eighths / 2).max(got).min(self.eighths) };
-        }
-        Self { eighths: (self.eighths * 3 + got) / 4 }
+        let eighths = if unfilled {
+            (self.eighths / 2).max(got)
+        } else if got < self.eighths {
+            (self.eighths + got) / 2
+        } else {
+            (self.eighths * 3 + got) / 4
+        };
+        Self { eighths }
     }
 }
 
