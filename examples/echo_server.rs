@@ -1,11 +1,18 @@
 //! Echoes everything back, on port 8000 or the first argument.
+
+mod common;
+
+use std::process::ExitCode;
+
+use log::LevelFilter;
 use ringspun::{Cx, Factory, Peer, Protocol, Reactor, Write};
 
 struct Echo;
 
 impl<F> Protocol<F> for Echo {
     fn data_received(&mut self, cx: &mut Cx<'_, F>, data: &[u8]) {
-        // As soon as any data is received, write it back; a peer that does not read is not read either.
+        // As soon as any data is received, write it back. A peer that does not read what we write
+        // is not read either.
         if cx.transport.write(data) == Write::Full {
             cx.transport.pause_producing();
         }
@@ -26,9 +33,10 @@ impl Factory for EchoFactory {
     }
 }
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let port = std::env::args().nth(1).map_or(Ok(8000), |word| word.parse())?;
-    let reactor = Reactor::builder().build()?;
-    reactor.listen_tcp(port, EchoFactory)?;
-    Ok(reactor.run()?)
+fn main() -> ExitCode {
+    common::run(8000, LevelFilter::Info, |port| {
+        let reactor = Reactor::builder().build()?;
+        reactor.listen_tcp(port, EchoFactory)?;
+        reactor.run()
+    })
 }
