@@ -9,7 +9,7 @@ use crate::{
     backend::{Sent, Sockets},
     connection::{Arrival, Connection, Step},
     connector::{Attempt, Connector},
-    id::{ConnId, HostKey},
+    id::{ConnId, GENERATION_MASK, HostKey},
     limits::Limits,
     output::Pool,
     sys,
@@ -78,7 +78,8 @@ impl Entry {
 /// All connections of a loop, with what they share.
 pub(crate) struct Table {
     number: u8,
-    generation: u32,
+    /// The latest generation of each slot, free ones included.
+    generations: Vec<u32>,
     entries: Slab<Entry>,
     dirty: Vec<ConnId>,
     pub(crate) pool: Pool,
@@ -92,19 +93,24 @@ impl Table {
 
     /// A place for a new connection. Each use of a slot has a generation of its own.
     pub(crate) fn insert(&mut self, host: HostKey, host_slot: u32, stage: Stage) -> ConnId {
-        self.generation = self.generation.wrapping_add(1) & crate::id::GENERATION_MASK;
-        let slot = self.entries.insert(Entry {
+        let slot = self.entries.vacant_key();
+        if self.generations.len() <= slot {
+            self.generations.resize(slot + 1, 0);
+        }
+        let generation = (self.generations[slot] + 1) & GENERATION_MASK;
+        self.generations[slot] = generation;
+        self.entries.insert(Entry {
             connection: Connection::new(false),
             stage,
             host,
             host_slot,
             protocol: u32::MAX,
-            generation: self.generation,
+            generation,
             dirty: false,
             deadline: None,
             rare: None,
         });
-        ConnId::new(self.number, self.generation, slot as u32)
+        ConnId::new(self.number, generation, slot as u32)
     }
 
     pub(crate) fn get(&mut self, id: ConnId) -> Option<&mut Entry> {
@@ -166,10 +172,13 @@ impl Table {
     /// The next step of a connection.
     pub(crate) fn step(&mut self, id: ConnId, now: Instant, may_send: bool) -> Step {
         let Some(entry) = self.entries.get_mut(id.slot()) else { return Step::Idle };
-        if entry.generation != id.generation() || entry.stage != Stage::Made {
+        if entry.generation != id.generation() {
             return Step::Idle;
         }
         entry.dirty = false;
+        if entry.stage != Stage::Made {
+            return Step::Idle;
+        }
         entry.connection.step(now, &self.limits, &mut self.pool, may_send)
     }
 }
