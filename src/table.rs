@@ -88,7 +88,14 @@ pub(crate) struct Table {
 
 impl Table {
     pub(crate) fn new(number: u8, limits: Limits) -> Self {
-        Self { number, generation: 0, entries: Slab::new(), dirty: Vec::new(), pool: Pool::default(), limits }
+        Self {
+            number,
+            generations: Vec::new(),
+            entries: Slab::new(),
+            dirty: Vec::new(),
+            pool: Pool::default(),
+            limits,
+        }
     }
 
     /// A place for a new connection. Each use of a slot has a generation of its own.

@@ -6,7 +6,10 @@
 //! [`ring`] holds the queues, [`buffers`] the receive buffers, [`wait`] the wait policy; `prove.rs`
 //! finds out what works here.
 
+mod accepting;
 mod buffers;
+mod completing;
+mod entries;
 mod prove;
 mod ring;
 pub(crate) mod wait;
@@ -15,7 +18,7 @@ use std::{
     collections::{HashMap, VecDeque},
     io,
     net::SocketAddr,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     ptr,
     sync::Arc,
     time::{Duration, Instant},
@@ -25,8 +28,10 @@ use io_uring::{opcode, squeue, types};
 use nix::sys::socket::{SockaddrLike, SockaddrStorage};
 
 use self::{
+    accepting::Accepting,
     buffers::Buffers,
-    ring::{Completion, Ring},
+    entries::{Message, close_entry, receive_once, send_entry},
+    ring::Ring,
     wait::{Recent, Wait},
 };
 use super::{Event, Proactor, Sent, Sockets};
@@ -35,8 +40,8 @@ use crate::{
     id::{ConnId, PortKey},
     options::{Tier, UringOptions, WaitPolicy},
     output::Batch,
-    stats::{Count, Counters, Syscall},
-    sys::{self, Listener, Reserve, SLICES_MAX, Socket, Waker},
+    stats::{Counters, Syscall},
+    sys::{self, Listener, Reserve, Socket, Waker},
 };
 
 pub(crate) use prove::prove;
@@ -94,12 +99,6 @@ impl Kind {
     }
 }
 
-/// What the kernel reads while a `sendmsg` is in flight.
-struct Message {
-    header: libc::msghdr,
-    slices: [libc::iovec; SLICES_MAX],
-}
-
 /// Where a connection's receiving is.
 #[derive(Clone, Copy, Debug, Default)]
 struct Receiving {
@@ -148,13 +147,6 @@ impl Slot {
             address: None,
         }
     }
-}
-
-/// A listening port.
-struct Accepting {
-    listener: Arc<Listener>,
-    armed: bool,
-    ending: bool,
 }
 
 /// An event, without the loan of its data.
@@ -437,39 +429,6 @@ impl Io {
         unsafe { self.push(id, Kind::Receive, entry) };
     }
 
-    fn arm_accept(&mut self, port: PortKey) {
-        let (direct, multishot) = (self.direct, self.multishot);
-        let Some(accepting) = self.ports.get_mut(&port) else { return };
-        if accepting.armed || accepting.ending {
-            return;
-        }
-        accepting.armed = true;
-        let fd = types::Fd(accepting.listener.as_fd().as_raw_fd());
-        // A direct descriptor is never inherited, and accept refuses the flag for it.
-        let flags = if direct { 0 } else { libc::SOCK_CLOEXEC };
-        let entry = if multishot {
-            opcode::AcceptMulti::new(fd).flags(flags).allocate_file_index(direct).build()
-        } else {
-            let place = direct.then(types::DestinationSlot::auto_target);
-            opcode::Accept::new(fd, ptr::null_mut(), ptr::null_mut()).flags(flags).file_index(place).build()
-        };
-        // SAFETY: no address is asked for, so the entry points to nothing; the listener is held
-        // by the port until its last completion.
-        unsafe { self.ring.push(entry.user_data(Kind::Accept.of_port(port.0))) };
-    }
-
-    fn unlisten(&mut self, port: PortKey) {
-        let Some(accepting) = self.ports.get_mut(&port) else { return };
-        accepting.ending = true;
-        accepting.listener.stop();
-        if accepting.armed {
-            self.cancel(Kind::Accept.of_port(port.0));
-        } else {
-            self.ports.remove(&port);
-            self.ready.push_back(Event::Unlistened { port });
-        }
-    }
-
     /// The eventfd is never read: each write wakes the poll, and a full counter stays readable.
     fn arm_waker(&mut self) {
         if !std::mem::replace(&mut self.waker_armed, true) {
@@ -613,154 +572,6 @@ impl Io {
     }
 }
 
-/// Taking completions.
-impl Io {
-    fn next_found(&mut self, buffers: &mut Buffers) -> Option<Found> {
-        loop {
-            if let Some(event) = self.ready.pop_front() {
-                return Some(Found::Other(event));
-            }
-            let completion = self.ring.pop()?;
-            self.counters.add(Count::Events, 1);
-            if let Some(found) = self.complete(completion, buffers) {
-                return Some(found);
-            }
-        }
-    }
-
-    fn complete(&mut self, completion: Completion, buffers: &mut Buffers) -> Option<Found> {
-        let kind = Kind::from(completion.user_data)?;
-        match kind {
-            Kind::Accept => return self.accepted(completion).map(Found::Other),
-            Kind::Wake => {
-                self.waker_armed = completion.more();
-                return Some(Found::Other(Event::Woken));
-            }
-            Kind::Cancel | Kind::Refuse | Kind::Install => return None,
-            _ => {}
-        }
-        let id = self.owner(completion.user_data);
-        let Some(id) = id else {
-            completion.buffer().into_iter().for_each(|buffer| buffers.recycle(buffer));
-            return None;
-        };
-        if !completion.more()
-            && let Some(slot) = self.slot(id)
-        {
-            slot.in_flight -= 1;
-        }
-        let found = match kind {
-            Kind::Receive => self.received(id, completion, buffers),
-            Kind::Send => self.sent(id, completion).map(Found::Other),
-            Kind::Connect => self.connected(id, completion).map(Found::Other),
-            Kind::Close => {
-                self.slots[id.slot()] = None;
-                Some(Found::Other(Event::Closed { id }))
-            }
-            _ => None,
-        };
-        self.close_if_reaped(id);
-        found
-    }
-
-    /// Whose completion this is, unless its slot has moved on.
-    fn owner(&self, user_data: u64) -> Option<ConnId> {
-        let slot = self.slots.get(user_data as u32 as usize)?.as_ref()?;
-        let generation = (user_data >> 32) as u32 & crate::id::GENERATION_MASK;
-        (slot.id.generation() == generation).then_some(slot.id)
-    }
-
-    fn accepted(&mut self, completion: Completion) -> Option<Event<'static>> {
-        let port = PortKey(completion.user_data as u32);
-        let accepting = self.ports.get_mut(&port)?;
-        accepting.armed = completion.more();
-        let (armed, ending) = (accepting.armed, accepting.ending);
-        if ending && !armed {
-            self.ports.remove(&port);
-            self.ready.push_back(Event::Unlistened { port });
-        }
-        match completion.outcome() {
-            Ok(accepted) => {
-                if !armed && !ending {
-                    self.arm_accept(port);
-                }
-                let socket = if self.direct {
-                    Socket::Direct(accepted)
-                } else {
-                    // SAFETY: accept has just made this descriptor, and nobody else knows it.
-                    Socket::Fd(unsafe { OwnedFd::from_raw_fd(accepted as i32) })
-                };
-                Some(Event::Accepted { port, socket })
-            }
-            Err(_) if ending => None,
-            Err(errno) => Some(Event::AcceptFailed { port, errno }),
-        }
-    }
-
-    fn received(&mut self, id: ConnId, completion: Completion, buffers: &mut Buffers) -> Option<Found> {
-        let more = completion.more();
-        let slot = self.slot(id)?;
-        if !more {
-            slot.receiving.armed = false;
-            slot.receiving.cancelling = false;
-        }
-        let (ending, wanted) = (slot.ending != Ending::No, slot.receiving.wanted);
-        let outcome = completion.outcome();
-        if let (Ok(len @ 1..), Some(buffer), false) = (outcome, completion.buffer(), ending) {
-            if !more && wanted {
-                self.rearm.push(id);
-            }
-            return Some(Found::Data { id, buffer, len });
-        }
-        completion.buffer().into_iter().for_each(|buffer| buffers.recycle(buffer));
-        if ending {
-            return None;
-        }
-        match outcome.map_err(Errno::raw) {
-            Ok(_) => Some(Found::Other(Event::End { id, errno: None })),
-            Err(libc::ENOBUFS) => {
-                self.park(id);
-                None
-            }
-            Err(libc::ECANCELED | libc::EINTR | libc::EAGAIN) => {
-                if wanted {
-                    self.rearm.push(id);
-                }
-                None
-            }
-            Err(raw) => Some(Found::Other(Event::End { id, errno: Some(Errno::from_raw(raw)) })),
-        }
-    }
-
-    /// No buffer was free. Arming again at once would spin; so it stands in line.
-    fn park(&mut self, id: ConnId) {
-        self.counters.add(Count::NoBuffers, 1);
-        if let Some(slot) = self.slot(id) {
-            slot.receiving.parked = true;
-            self.parked.push_back(id);
-        }
-    }
-
-    fn sent(&mut self, id: ConnId, completion: Completion) -> Option<Event<'static>> {
-        let slot = self.slot(id)?;
-        let mut batch = slot.batch.take()?;
-        let (bytes, errno) = match completion.outcome() {
-            Ok(bytes) => (bytes as usize, None),
-            Err(errno) if matches!(errno.raw(), libc::EINTR | libc::EAGAIN) => (0, None),
-            Err(errno) => (0, Some(errno)),
-        };
-        batch.advance(bytes);
-        Some(Event::Sent { id, sent: Sent { batch, bytes, errno } })
-    }
-
-    fn connected(&mut self, id: ConnId, completion: Completion) -> Option<Event<'static>> {
-        let slot = self.slot(id)?;
-        slot.address = None;
-        let ending = slot.ending != Ending::No;
-        (!ending).then(|| Event::Connected { id, errno: completion.outcome().err() })
-    }
-}
-
 impl Sockets for Io {
     fn lend(&mut self, id: ConnId, ask: &mut dyn FnMut(BorrowedFd<'_>)) -> io::Result<()> {
         let gone = || io::Error::from(io::ErrorKind::NotConnected);
@@ -812,69 +623,4 @@ impl Drop for Uring {
         std::mem::forget(std::mem::take(&mut self.io.slots));
         self.buffers.leak();
     }
-}
-
-fn close_entry(socket: Socket) -> squeue::Entry {
-    match socket {
-        Socket::Fd(fd) => opcode::Close::new(types::Fd(fd.into_raw_fd())).build(),
-        Socket::Direct(place) => opcode::Close::new(types::Fixed(place)).build(),
-    }
-}
-
-fn receive_once(receive: opcode::Recv) -> squeue::Entry {
-    receive.buf_group(buffers::GROUP).build().flags(squeue::Flags::BUFFER_SELECT)
-}
-
-/// One send of the whole batch: `MSG_WAITALL` makes the kernel go on after a short one.
-fn send_entry(fd: impl types_fd::Target, batch: &Batch, message: &mut Option<Box<Message>>) -> squeue::Entry {
-    let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
-    if let Some(bytes) = batch.as_single() {
-        return fd.send(bytes.as_ptr(), bytes.len() as u32, flags);
-    }
-    let message = message.get_or_insert_with(Message::boxed);
-    message.point_to(batch);
-    fd.sendmsg(&raw const message.header, flags as u32)
-}
-
-impl Message {
-    fn boxed() -> Box<Self> {
-        // SAFETY: both structures are plain C data for which all zeroes are valid: null pointers
-        // and lengths of 0.
-        Box::new(unsafe { std::mem::zeroed() })
-    }
-
-    /// Points to the first pieces of a batch, in place.
-    fn point_to(&mut self, batch: &Batch) {
-        let count = self.slices.iter_mut().zip(batch.slices()).map(|(to, from)| {
-            *to = libc::iovec { iov_base: from.as_ptr().cast_mut().cast(), iov_len: from.len() };
-        });
-        self.header.msg_iovlen = count.count();
-        self.header.msg_iov = self.slices.as_mut_ptr();
-    }
-}
-
-/// The two kinds of descriptors that the operations take.
-mod types_fd {
-    use io_uring::{opcode, squeue, types};
-
-    pub(super) trait Target {
-        fn send(self, start: *const u8, len: u32, flags: i32) -> squeue::Entry;
-        fn sendmsg(self, header: *const libc::msghdr, flags: u32) -> squeue::Entry;
-    }
-
-    macro_rules! target {
-        ($($Type:ty),*) => {$(
-            impl Target for $Type {
-                fn send(self, start: *const u8, len: u32, flags: i32) -> squeue::Entry {
-                    opcode::Send::new(self, start, len).flags(flags).build()
-                }
-
-                fn sendmsg(self, header: *const libc::msghdr, flags: u32) -> squeue::Entry {
-                    opcode::SendMsg::new(self, header).flags(flags).build()
-                }
-            }
-        )*};
-    }
-
-    target!(types::Fd, types::Fixed);
 }

@@ -1,0 +1,85 @@
+//! Listening ports of the ring: accept, armed until the kernel or the port ends it.
+
+use std::{
+    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
+    ptr,
+    sync::Arc,
+};
+
+use io_uring::{opcode, types};
+
+use super::{Io, Kind, ring::Completion};
+use crate::{
+    backend::Event,
+    id::PortKey,
+    sys::{Listener, Socket},
+};
+
+/// A listening port.
+pub(super) struct Accepting {
+    pub(super) listener: Arc<Listener>,
+    pub(super) armed: bool,
+    pub(super) ending: bool,
+}
+
+impl Io {
+    pub(super) fn arm_accept(&mut self, port: PortKey) {
+        let (direct, multishot) = (self.direct, self.multishot);
+        let Some(accepting) = self.ports.get_mut(&port) else { return };
+        if accepting.armed || accepting.ending {
+            return;
+        }
+        accepting.armed = true;
+        let fd = types::Fd(accepting.listener.as_fd().as_raw_fd());
+        // A direct descriptor is never inherited, and accept refuses the flag for it.
+        let flags = if direct { 0 } else { libc::SOCK_CLOEXEC };
+        let entry = if multishot {
+            opcode::AcceptMulti::new(fd).flags(flags).allocate_file_index(direct).build()
+        } else {
+            let place = direct.then(types::DestinationSlot::auto_target);
+            opcode::Accept::new(fd, ptr::null_mut(), ptr::null_mut()).flags(flags).file_index(place).build()
+        };
+        // SAFETY: no address is asked for, so the entry points to nothing; the listener is held
+        // by the port until its last completion.
+        unsafe { self.ring.push(entry.user_data(Kind::Accept.of_port(port.0))) };
+    }
+
+    pub(super) fn unlisten(&mut self, port: PortKey) {
+        let Some(accepting) = self.ports.get_mut(&port) else { return };
+        accepting.ending = true;
+        accepting.listener.stop();
+        if accepting.armed {
+            self.cancel(Kind::Accept.of_port(port.0));
+        } else {
+            self.ports.remove(&port);
+            self.ready.push_back(Event::Unlistened { port });
+        }
+    }
+
+    pub(super) fn accepted(&mut self, completion: Completion) -> Option<Event<'static>> {
+        let port = PortKey(completion.user_data as u32);
+        let accepting = self.ports.get_mut(&port)?;
+        accepting.armed = completion.more();
+        let (armed, ending) = (accepting.armed, accepting.ending);
+        if ending && !armed {
+            self.ports.remove(&port);
+            self.ready.push_back(Event::Unlistened { port });
+        }
+        match completion.outcome() {
+            Ok(accepted) => {
+                if !armed && !ending {
+                    self.arm_accept(port);
+                }
+                let socket = if self.direct {
+                    Socket::Direct(accepted)
+                } else {
+                    // SAFETY: accept has just made this descriptor, and nobody else knows it.
+                    Socket::Fd(unsafe { OwnedFd::from_raw_fd(accepted as i32) })
+                };
+                Some(Event::Accepted { port, socket })
+            }
+            Err(_) if ending => None,
+            Err(errno) => Some(Event::AcceptFailed { port, errno }),
+        }
+    }
+}
