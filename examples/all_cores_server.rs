@@ -52,7 +52,8 @@ fn listen(mut port: u16) -> Result<Vec<Reactor>, Box<dyn Error>> {
     for core in 0..cores {
         let reactor = Reactor::builder().build()?;
         let options = ListenOptions::from(port).reuse_port(true);
-        port = reactor.listen_tcp(options, CoreFactory { core, cores })?.get_host().port();
+        let listening = reactor.listen_tcp(options, CoreFactory { core, cores })?;
+        port = listening.get_host().port().unwrap_or(port);
         reactors.push(reactor);
     }
     Ok(reactors)

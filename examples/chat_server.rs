@@ -74,11 +74,11 @@ impl Chat {
 }
 
 /// What speaks against a name.
-fn objection(factory: &ChatFactory, name: &str) -> Option<&'static str> {
+fn objection(factory: &ChatFactory, name: &str) -> Option<String> {
     if name.is_empty() || name.chars().count() > NAME_CHARS_MAX {
-        return Some("A name has 1 to 32 characters.");
+        return Some(format!("A name has 1 to {NAME_CHARS_MAX} characters."));
     }
-    factory.present.contains_key(name).then_some("That name is taken.")
+    factory.present.contains_key(name).then(|| "That name is taken.".to_owned())
 }
 
 /// Writes one line, shared instead of copied, to everybody but this connection.

@@ -20,6 +20,7 @@
 pub(crate) mod accept;
 pub(crate) mod diagnosis;
 pub(crate) mod epoll;
+pub(crate) mod threads;
 pub(crate) mod uring;
 
 use std::{io, net::SocketAddr, os::fd::BorrowedFd, os::fd::OwnedFd, sync::Arc, time::Duration};

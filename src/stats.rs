@@ -1,8 +1,13 @@
 //! What a reactor has done so far, counted where it happens.
 
 use std::{
+    collections::BTreeMap,
     fmt,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    ops::Deref,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 macro_rules! named {
@@ -35,11 +40,11 @@ named! {
     pub enum Syscall {
         /// One submission and wait of the io_uring backend.
         IoUringEnter = "io_uring_enter",
-        /// One wait of the epoll backend.
+        /// One wait of the epoll backend, or of the threads backend's sender.
         EpollWait = "epoll_wait",
-        /// One change of the epoll backend's interest list.
+        /// One change of an interest list, of the epoll backend or of the threads backend's sender.
         EpollCtl = "epoll_ctl",
-        /// One wait of the threads backend's main thread or of its sender.
+        /// One wait of the threads backend's main thread, or for a connection attempt.
         Poll = "poll",
         /// One accepted connection, or the attempt.
         Accept = "accept4",
@@ -162,6 +167,14 @@ impl Stats {
 pub(crate) struct Counters {
     syscalls: [AtomicU64; Syscall::ALL.len()],
     counts: [AtomicU64; Count::ALL.len()],
+    branches: Mutex<Branches>,
+}
+
+/// Counters that are counted on apart from the trunk's, by their numbers.
+#[derive(Debug, Default)]
+struct Branches {
+    next: u64,
+    living: BTreeMap<u64, Arc<Counters>>,
 }
 
 impl Default for Counters {
@@ -169,6 +182,7 @@ impl Default for Counters {
         Self {
             syscalls: [const { AtomicU64::new(0) }; Syscall::ALL.len()],
             counts: [const { AtomicU64::new(0) }; Count::ALL.len()],
+            branches: Mutex::default(),
         }
     }
 }
@@ -184,24 +198,90 @@ impl Counters {
         bump(&self.syscalls[call as usize], 1);
     }
 
-    /// Counts from any thread.
-    pub(crate) fn add_shared(&self, count: Count, n: u64) {
-        self.counts[count as usize].fetch_add(n, Relaxed);
-    }
-
     /// Counts a system call from any thread.
     pub(crate) fn call_shared(&self, call: Syscall) {
         self.syscalls[call as usize].fetch_add(1, Relaxed);
     }
 
+    /// Counters for one thread, so that many threads do not fight over these. A snapshot of these
+    /// includes them; what they have counted passes to these when the branch is dropped.
+    pub(crate) fn branch(self: &Arc<Self>) -> Branch {
+        let counters = Arc::<Self>::default();
+        let mut branches = self.branches();
+        let number = branches.next;
+        branches.next += 1;
+        branches.living.insert(number, Arc::clone(&counters));
+        Branch { trunk: Arc::clone(self), number, counters }
+    }
+
     pub(crate) fn snapshot(&self) -> Stats {
+        // Held throughout, so that a branch which ends meanwhile is counted once.
+        let branches = self.branches();
+        let all = || branches.living.values().map(|branch| &**branch).chain([self]);
         Stats {
-            syscalls: std::array::from_fn(|i| self.syscalls[i].load(Relaxed)),
-            counts: std::array::from_fn(|i| self.counts[i].load(Relaxed)),
+            syscalls: std::array::from_fn(|i| all().map(|c| c.syscalls[i].load(Relaxed)).sum()),
+            counts: std::array::from_fn(|i| all().map(|c| c.counts[i].load(Relaxed)).sum()),
         }
+    }
+
+    fn branches(&self) -> MutexGuard<'_, Branches> {
+        self.branches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn absorb(&self, branch: &Self) {
+        let pairs = self.syscalls.iter().zip(&branch.syscalls);
+        for (own, theirs) in pairs.chain(self.counts.iter().zip(&branch.counts)) {
+            own.fetch_add(theirs.load(Relaxed), Relaxed);
+        }
+    }
+}
+
+/// See [`Counters::branch`]. While there are branches, nobody may [`add`](Counters::add) to the trunk.
+#[derive(Debug)]
+pub(crate) struct Branch {
+    trunk: Arc<Counters>,
+    number: u64,
+    counters: Arc<Counters>,
+}
+
+impl Deref for Branch {
+    type Target = Counters;
+
+    fn deref(&self) -> &Counters {
+        &self.counters
+    }
+}
+
+impl Drop for Branch {
+    fn drop(&mut self) {
+        let mut branches = self.trunk.branches();
+        branches.living.remove(&self.number);
+        self.trunk.absorb(&self.counters);
     }
 }
 
 fn bump(counter: &AtomicU64, n: u64) {
     counter.store(counter.load(Relaxed) + n, Relaxed);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_branch_counts_is_counted_once_during_its_life_and_after() {
+        let trunk = Arc::new(Counters::default());
+        trunk.call_shared(Syscall::Recv);
+        let (first, second) = (trunk.branch(), trunk.branch());
+        first.add(Count::Made, 2);
+        second.add(Count::Made, 4);
+        second.call(Syscall::Recv);
+        assert_eq!(trunk.snapshot().count(Count::Made), 6);
+        drop(first);
+        assert_eq!(trunk.snapshot().count(Count::Made), 6);
+        drop(second);
+        assert_eq!(trunk.snapshot().count(Count::Made), 6);
+        assert_eq!(trunk.snapshot().syscall(Syscall::Recv), 2);
+        assert!(trunk.branches().living.is_empty());
+    }
 }

@@ -63,6 +63,13 @@ impl Listener {
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
 
+    /// Accepts one connection as a descriptor whose reads wait. The listener itself does not wait.
+    pub(crate) fn accept_blocking(&self) -> Result<OwnedFd, Errno> {
+        let fd = socket::accept4(self.0.as_raw_fd(), SockFlag::SOCK_CLOEXEC)?;
+        // SAFETY: accept4 has just returned this descriptor, and nobody else knows it.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+
     /// Stops accepting at once and frees the address, though the descriptor stays open.
     pub(crate) fn stop(&self) {
         let _ = socket::shutdown(self.0.as_raw_fd(), Shutdown::Read);
@@ -164,15 +171,6 @@ pub(crate) fn reset_on_close(fd: BorrowedFd<'_>) {
     let _ = socket::setsockopt(&fd, sockopt::Linger, &linger);
 }
 
-/// Takes a socket off its peer with RST; a thread that waits in it comes back.
-pub(crate) fn disconnect_with_reset(fd: BorrowedFd<'_>) {
-    let unspecified = libc::sockaddr { sa_family: libc::AF_UNSPEC as u16, sa_data: [0; 14] };
-    // SAFETY: the address is a valid sockaddr of the given size and outlives the call.
-    unsafe {
-        libc::connect(fd.as_raw_fd(), &unspecified, size_of_val(&unspecified) as libc::socklen_t);
-    }
-}
-
 /// Makes reads and writes of a descriptor wait.
 pub(crate) fn set_blocking(fd: BorrowedFd<'_>) -> Result<(), Errno> {
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -215,6 +213,12 @@ pub(crate) fn keep_alive(fd: BorrowedFd<'_>, set: Option<bool>) -> io::Result<bo
 /// How many descriptors this process may have.
 pub(crate) fn descriptor_limit() -> u64 {
     getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft)
+}
+
+/// How many memory mappings this process may have.
+pub(crate) fn mappings_limit() -> usize {
+    let limit = std::fs::read_to_string("/proc/sys/vm/max_map_count");
+    limit.ok().and_then(|limit| limit.trim().parse().ok()).unwrap_or(65_530)
 }
 
 /// The kernel's release, such as `6.18.44`.

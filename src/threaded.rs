@@ -1,13 +1,268 @@
-//! WIP
-use crate::{error::Error, factory::Factory, reactor::Reactor};
-pub(crate) trait ThreadHost {}
-pub(crate) struct ThreadedFactory<F>(F);
-impl<F: Factory> ThreadedFactory<F> {
-    pub(crate) fn new(f: F) -> Self {
-        Self(f)
+//! The joint of the threads backend: a thread for each connection, and the main thread, which does
+//! for all of them what no connection can do for itself.
+//!
+//! The main thread, the one that called `run`, accepts, runs timers and queued calls, starts and
+//! stops factories, and minds signals. A connection's own thread receives, calls the protocol and
+//! sends. What else a connection is told, a timer, a post, that there is room to write again, is
+//! told by its own thread if that is awake, and else by whoever has it to tell
+//! (`threaded/connection.rs` has the rules). So a `data_received` may take as long as it likes and
+//! holds up nobody else; what runs on the main thread (timers, posts, calls from threads, factory
+//! callbacks other than `build_protocol`) had better be quick, as on a loop.
+//!
+//! Locks are taken in this order: protocol, factory, and then one of those under which no user
+//! code runs: a connection's state, the table, a queue.
+
+mod accepting;
+mod connecting;
+mod connection;
+mod host;
+mod hosts;
+mod link;
+mod shared;
+
+use std::{
+    collections::{HashMap, VecDeque},
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    backend::threads::doors::Doors,
+    error::Error,
+    host::caught,
+    id::{ConnId, HostKey, PortKey},
+    reactor::{Command, Core, Reactor, State, TimerCall},
+    reason::{ConnectError, Loss, Reason},
+    signals,
+    stats::{Branch, Count},
+};
+
+pub(crate) use self::host::{ThreadHost, ThreadedFactory};
+use self::{
+    accepting::OpenPort,
+    connecting::Underway,
+    hosts::HostSlot,
+    shared::{Duty, Note, Shared},
+};
+
+/// Timed calls in one turn, so that a million due at one instant do not starve accepting (T2).
+const TIMED_CALLS_A_TURN: usize = 256;
+/// How long the main thread sleeps at most.
+const WAIT_MAX: Duration = Duration::from_secs(3600);
+
+/// The main thread of one reactor.
+struct Main {
+    shared: Arc<Shared>,
+    duty: Duty,
+    counters: Branch,
+    doors: Doors,
+    /// Ports at which peers wait.
+    ready: Vec<PortKey>,
+    hosts: HashMap<HostKey, HostSlot>,
+    ports: HashMap<PortKey, OpenPort>,
+    attempts: HashMap<usize, Underway>,
+    now: Instant,
+    stopping: bool,
+    failed: Option<Error>,
+    commands: VecDeque<Command>,
+}
+
+/// Runs a reactor until it is stopped and all its threads are gone.
+pub(crate) fn run(reactor: Reactor) -> Result<(), Error> {
+    let core = Arc::clone(&reactor.core);
+    let _here = core.run_here();
+    let shared = Shared::new(reactor).map_err(Error::system("making the sender's epoll instance"))?;
+    let shared = Arc::new(shared);
+    let sender = shared.start_sender().map_err(Error::system("starting the sender's thread"))?;
+    let mut main = Main {
+        duty: Duty::new(&shared),
+        counters: core.counters.branch(),
+        doors: Doors::new(Arc::clone(&core.waker)),
+        shared: Arc::clone(&shared),
+        ready: Vec::new(),
+        hosts: HashMap::new(),
+        ports: HashMap::new(),
+        attempts: HashMap::new(),
+        now: Instant::now(),
+        stopping: false,
+        failed: None,
+        commands: VecDeque::new(),
+    };
+    let ended = main.run();
+    shared.sender.stop(&main.counters);
+    let _ = sender.join();
+    ended
+}
+
+impl Main {
+    fn run(&mut self) -> Result<(), Error> {
+        self.run_commands();
+        while !self.is_over() {
+            self.turn().map_err(Error::system("waiting for the kernel"))?;
+        }
+        self.shared.crew.join();
+        self.failed.take().map_or(Ok(()), Err)
+    }
+
+    fn turn(&mut self) -> io::Result<()> {
+        self.now = Instant::now();
+        let timers_left = self.run_timers();
+        self.run_commands();
+        self.mind_signals();
+        self.mind_stop();
+        if self.is_over() {
+            return Ok(());
+        }
+        let timeout = if timers_left { Duration::ZERO } else { self.timeout() };
+        self.counters.add(Count::Waits, 1);
+        self.doors.wait(timeout, &self.counters, &mut self.ready)?;
+        self.now = Instant::now();
+        while let Some(port) = self.ready.pop() {
+            self.accept(port);
+        }
+        Ok(())
+    }
+
+    /// Whether nothing is left of a reactor that was stopped.
+    fn is_over(&self) -> bool {
+        // Asked in this order: a thread leaves its notes before it ends.
+        let threads_ended = self.stopping && self.ports.is_empty() && self.shared.crew.is_empty();
+        threads_ended && !self.shared.has_notes()
+    }
+
+    fn core(&self) -> &Core {
+        &self.shared.reactor.core
+    }
+
+    fn timeout(&self) -> Duration {
+        let calls = self.core().timers().next_deadline();
+        let next = self.shared.deadlines.sleep_until(calls);
+        // Asked after it was said until when the sleep is to last: what comes now wakes it.
+        if self.core().has_commands() || self.shared.has_notes() {
+            return Duration::ZERO;
+        }
+        next.map_or(WAIT_MAX, |next| next.saturating_duration_since(Instant::now()).min(WAIT_MAX))
+    }
+
+    fn mind_signals(&mut self) {
+        if self.core().config.signals
+            && let Some(name) = signals::received()
+            && self.core().change_state(State::Running, State::Stopping)
+        {
+            log::info!("Received {name}, shutting down.");
+        }
+    }
+
+    /// Begins to stop, once: ports accept no more, attempts fail, connections are lost. Ports are
+    /// reported closed, and factories stopped, when the last connection's thread has ended.
+    fn mind_stop(&mut self) {
+        if self.core().state() != State::Stopping {
+            return;
+        }
+        if !std::mem::replace(&mut self.stopping, true) {
+            self.shut_all_ports();
+            self.attempts.values().for_each(|underway| underway.dial.give_up(ConnectError::Shutdown));
+            for connection in self.shared.table.close() {
+                connection.change(&mut self.duty, |state| {
+                    state.finish(Reason::Lost(Loss::Shutdown), false);
+                });
+            }
+            self.duty.run_errands();
+        }
+        if self.shared.crew.is_empty() {
+            self.all_ports_closed();
+        }
     }
 }
-impl<F: Factory> ThreadHost for ThreadedFactory<F> {}
-pub(crate) fn run(_r: Reactor) -> Result<(), Error> {
-    Err(Error::NotRunning)
+
+/// Timers and commands.
+impl Main {
+    /// Runs what is due; answers whether more is.
+    fn run_timers(&mut self) -> bool {
+        let mark = self.core().timers().mark();
+        for _ in 0..TIMED_CALLS_A_TURN {
+            let due = self.core().timers().pop_due(self.now, mark);
+            let Some((_, call)) = due else {
+                self.run_deadlines();
+                return false;
+            };
+            self.run_timed(call);
+        }
+        self.run_deadlines();
+        true
+    }
+
+    fn run_deadlines(&mut self) {
+        for id in self.shared.deadlines.due(self.now) {
+            self.duty.touch(id);
+        }
+        self.duty.run_errands();
+    }
+
+    fn run_timed(&mut self, call: TimerCall) {
+        match call {
+            TimerCall::Reactor(call) => drop(caught(|| call(&self.shared.reactor))),
+            TimerCall::Factory(host, call) => self.call_factory(host, call),
+            TimerCall::Connection(id, call) => self.mail(id, call),
+            TimerCall::ConnectTimeout(..) => {}
+            TimerCall::AcceptAgain(port) => self.accept_again(port),
+        }
+    }
+
+    fn run_commands(&mut self) {
+        let mut commands = std::mem::take(&mut self.commands);
+        self.shared.reactor.core.take_inbox(&mut commands);
+        self.run_notes();
+        for command in commands.drain(..) {
+            self.run_command(command);
+        }
+        self.commands = commands;
+    }
+
+    fn run_command(&mut self, command: Command) {
+        match command {
+            Command::Call(call) => drop(caught(|| call(&self.shared.reactor))),
+            Command::AddHost(key, name, seed) => self.add_host(key, name, seed),
+            Command::SetHooks(key, hooks) => self.set_hooks(key, hooks),
+            Command::ForgetHost(key) => self.forget_host(key),
+            Command::Listen(port) => self.open_port(port),
+            Command::StopListening(port) => self.port_closed(port, None),
+            Command::Connect(connector) => self.begin_connecting(connector),
+            Command::Resolved(connector, attempt, addresses) => {
+                self.with_attempt(&connector, attempt, |dial| dial.resolved(addresses));
+            }
+            Command::StopConnecting(connector, attempt) => {
+                self.with_attempt(&connector, attempt, |dial| dial.give_up(ConnectError::User));
+            }
+            Command::Disconnect(id) => self.disconnect(id),
+            Command::Post(id, call) => self.mail(id, call),
+        }
+    }
+
+    fn run_notes(&mut self) {
+        for note in self.shared.take_notes() {
+            match note {
+                Note::AttemptEnded(connector, attempt) => self.attempt_ended(&connector, attempt),
+                Note::ConnectorEnded(connector) => self.release_connector(&connector),
+                Note::HostIdle(key) => self.drop_if_forgotten(key),
+            }
+        }
+    }
+
+    fn mail(&mut self, id: ConnId, call: crate::protocol::ErasedCall) {
+        if let Some(connection) = self.shared.table.get(id) {
+            connection.mail(&mut self.duty, call);
+            self.duty.run_errands();
+        } else {
+            let _ = caught(|| drop(call));
+        }
+    }
+
+    fn disconnect(&mut self, id: ConnId) {
+        if let Some(connection) = self.shared.table.get(id) {
+            connection.change(&mut self.duty, crate::connection::Connection::lose);
+            self.duty.run_errands();
+        }
+    }
 }

@@ -7,7 +7,7 @@ use crate::{
     connection::Connection,
     id::{ConnId, HostKey},
     limits::Limits,
-    output::{Pool, Write, Writer},
+    output::{Batch, Pool, Write, Writer},
     reason::{BoxError, Reason},
     timer::TimerKey,
 };
@@ -17,6 +17,14 @@ use crate::{
 pub(crate) trait Link {
     /// Lets `act` change the connection and sees to what follows from it. A stale id is skipped.
     fn visit(&mut self, id: ConnId, act: &mut dyn FnMut(Visited<'_>));
+    /// Appends what `fill` writes. It is user code: where `visit` holds a lock, it runs before that.
+    fn fill(&mut self, id: ConnId, fill: &mut dyn FnMut(&mut Batch)) -> Write {
+        let mut answer = Write::Closed;
+        self.visit(id, &mut |visited| {
+            answer = visited.connection.write(visited.pool, visited.limits, &mut *fill);
+        });
+        answer
+    }
     /// One of the two ends of the connection.
     fn address(&mut self, id: ConnId, end: Side) -> Address;
     /// Reads a flag of the socket, after setting it if `set` says so.
@@ -114,12 +122,10 @@ impl Transport<'_> {
     /// ```
     pub fn write_with<R>(&mut self, fill: impl FnOnce(&mut Writer<'_>) -> R) -> Write {
         let mut fill = Some(fill);
-        self.append(&mut |visited| {
-            visited.connection.write(visited.pool, visited.limits, &mut |batch| {
-                if let Some(fill) = fill.take() {
-                    fill(&mut Writer::new(batch));
-                }
-            })
+        self.link.fill(self.id, &mut |batch| {
+            if let Some(fill) = fill.take() {
+                fill(&mut Writer::new(batch));
+            }
         })
     }
 

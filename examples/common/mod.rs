@@ -11,7 +11,7 @@ use std::{
 use log::{LevelFilter, Log, Metadata, Record};
 
 /// Runs an example with the port that is its first argument. Whatever fails ends in one line.
-pub fn run<E: Display>(
+pub(crate) fn run<E: Display>(
     default_port: u16,
     level: LevelFilter,
     example: impl FnOnce(u16) -> Result<(), E>,

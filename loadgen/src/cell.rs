@@ -1,0 +1,311 @@
+//! A cell, the unit of replication: a fresh server, fresh connections, one window.
+
+use std::{
+    net::{SocketAddr, TcpStream, ToSocketAddrs},
+    time::Duration,
+};
+
+use crate::{
+    child::Server,
+    cli::Settings,
+    control::{Mark, ServerStats},
+    engine::{self, Counted, Load, Watcher},
+    error::{Error, Exit},
+    interrupt::Interrupt,
+    measure::{CpuClock, CpuTicks},
+    pinning::Cpus,
+    result::{Cell, Check, Costs, Counts, Latency},
+    spec::{Remote, Row},
+};
+
+/// Above this share of a CPU the client may be what limits the rate.
+const CLIENT_BOUND: f64 = 0.9;
+/// Above this share of stolen time a cell says more about the neighbours than about the server.
+const STOLEN_MAX: f64 = 0.05;
+
+/// Which cell of the plan this is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    /// From 1.
+    pub(crate) round: usize,
+    pub(crate) row: usize,
+    pub(crate) connections: usize,
+    /// Whether this repeats a spoiled cell.
+    pub(crate) repeat: bool,
+}
+
+/// Runs a cell. The error is also in the cell, with what was counted until then.
+pub(crate) fn run(
+    settings: &Settings,
+    place: Place,
+    cpus: Cpus,
+    interrupt: &Interrupt,
+) -> (Cell, Option<Error>) {
+    let row = &settings.rows[place.row];
+    let mut cell = Cell::new(row.to_string(), place, settings.size);
+    let outcome = match row {
+        Row::Backend(spec) => Server::start(*spec, cpus.server)
+            .and_then(|server| measure_child(settings, place, server, interrupt, &mut cell)),
+        Row::Remote(remote) => resolve(remote, settings.timeout)
+            .and_then(|target| measure_remote(settings, place, target, interrupt, &mut cell)),
+    };
+    let error =
+        outcome.err().map(|error| error.within(&format!("{row} over {} connections", place.connections)));
+    cell.error = error.as_ref().map(Error::to_string);
+    (cell, error)
+}
+
+fn measure_child(
+    settings: &Settings,
+    place: Place,
+    mut server: Server,
+    interrupt: &Interrupt,
+    cell: &mut Cell,
+) -> Result<(), Error> {
+    cell.server = Some(server.identity.clone());
+    let target = SocketAddr::from(([127, 0, 0, 1], server.port));
+    let clock = CpuClock::of(server.pid());
+    let mut meter = Meter::new(interrupt, clock, Some(&mut server));
+    let counted = engine::run(&load(settings, place, target), &mut meter)?;
+    let (opened, closed) = (meter.opened, meter.closed);
+    let stats =
+        closed.and_then(|_| Some((server.stats(Mark::WindowOpened)?, server.stats(Mark::WindowClosed)?)));
+    fill(cell, settings, &counted, opened.zip(closed));
+    if let Some(error) = counted.error {
+        fill_server_costs(cell, stats, None);
+        return Err(blame(error, &mut server));
+    }
+    let last = server.stop();
+    fill_server_costs(cell, stats, last.as_ref());
+    cell.checks.extend(server_checks(cell, last.as_ref()));
+    Ok(())
+}
+
+fn measure_remote(
+    settings: &Settings,
+    place: Place,
+    target: SocketAddr,
+    interrupt: &Interrupt,
+    cell: &mut Cell,
+) -> Result<(), Error> {
+    let mut meter = Meter::new(interrupt, None, None);
+    let counted = engine::run(&load(settings, place, target), &mut meter)?;
+    fill(cell, settings, &counted, meter.opened.zip(meter.closed));
+    counted.error.map_or(Ok(()), Err)
+}
+
+fn load(settings: &Settings, place: Place, target: SocketAddr) -> Load {
+    Load {
+        target,
+        connections: place.connections,
+        size: settings.size,
+        seed: settings.seed,
+        verify: settings.verify,
+        timeout: settings.timeout,
+        warmup: settings.warmup,
+        duration: settings.duration,
+    }
+}
+
+fn resolve(remote: &Remote, timeout: Duration) -> Result<SocketAddr, Error> {
+    let wrong = |cause: String| Error::machine(format!("the host does not resolve: {cause}; check the name"));
+    let addresses = remote.authority.to_socket_addrs().map_err(|error| wrong(error.to_string()))?;
+    let addresses: Vec<SocketAddr> = addresses.collect();
+    match addresses.as_slice() {
+        [] => Err(wrong("it has no address".into())),
+        [only] => Ok(*only),
+        // A name such as localhost has addresses of two families, and often one of them answers.
+        [first, ..] => {
+            let answers = |address: &&SocketAddr| TcpStream::connect_timeout(address, timeout).is_ok();
+            Ok(*addresses.iter().find(answers).unwrap_or(first))
+        }
+    }
+}
+
+/// Connections break when the server dies; then its death is the news.
+fn blame(error: Error, server: &mut Server) -> Error {
+    if error.exit == Exit::Interrupted {
+        return error;
+    }
+    match server.death() {
+        Some(how) => Error::internal(format!(
+            "the server child (pid {}) {how} while it was being measured; see its last words above, if any",
+            server.pid()
+        )),
+        None => error,
+    }
+}
+
+/// Readings of all clocks at one moment.
+#[derive(Clone, Copy, Debug)]
+struct Reading {
+    client: Option<Duration>,
+    server: Option<Duration>,
+    ticks: Option<CpuTicks>,
+}
+
+/// Reads the clocks when the window opens and closes.
+struct Meter<'a> {
+    interrupt: &'a Interrupt,
+    clock: Option<CpuClock>,
+    server: Option<&'a mut Server>,
+    opened: Option<Reading>,
+    closed: Option<Reading>,
+}
+
+impl<'a> Meter<'a> {
+    fn new(interrupt: &'a Interrupt, clock: Option<CpuClock>, server: Option<&'a mut Server>) -> Self {
+        Self { interrupt, clock, server, opened: None, closed: None }
+    }
+
+    fn read(&mut self, mark: Mark) -> Reading {
+        if let Some(server) = &mut self.server {
+            server.request_stats(mark);
+        }
+        Reading {
+            client: CpuClock::own().read(),
+            server: self.clock.and_then(CpuClock::read),
+            ticks: CpuTicks::read(),
+        }
+    }
+}
+
+impl Watcher for Meter<'_> {
+    fn window_opened(&mut self) {
+        self.opened = Some(self.read(Mark::WindowOpened));
+    }
+
+    fn window_closed(&mut self) {
+        self.closed = Some(self.read(Mark::WindowClosed));
+    }
+
+    fn interrupted(&self) -> bool {
+        self.interrupt.came()
+    }
+}
+
+fn fill(cell: &mut Cell, settings: &Settings, counted: &Counted, readings: Option<(Reading, Reading)>) {
+    cell.ramp_seconds = counted.ramp.as_secs_f64();
+    cell.window_seconds = counted.window.as_secs_f64();
+    cell.counts = Counts {
+        requests: counted.requests,
+        requests_all_phases: counted.requests_total,
+        bytes_each_way: counted.requests * settings.size as u64,
+        connections_asked: cell.connections,
+        connections_alive: counted.alive,
+        connections_starved: counted.starved,
+    };
+    cell.rps = (cell.window_seconds > 0.0).then(|| counted.requests as f64 / cell.window_seconds);
+    cell.latency = Latency::of(&counted.latency);
+    cell.histogram = Some(counted.latency.clone());
+    cell.errors.clone_from(&counted.failures);
+    if let Some((opened, closed)) = readings {
+        fill_cpu(cell, opened, closed);
+    }
+    if counted.error.is_none() {
+        cell.checks = client_checks(cell);
+    }
+}
+
+fn fill_cpu(cell: &mut Cell, opened: Reading, closed: Reading) {
+    let spent = |opened: Option<Duration>, closed: Option<Duration>| {
+        Some(closed?.saturating_sub(opened?).as_secs_f64())
+    };
+    let (client, server) = (spent(opened.client, closed.client), spent(opened.server, closed.server));
+    let requests = cell.counts.requests as f64;
+    let per_request = |seconds: f64| (requests > 0.0).then(|| seconds * 1e6 / requests);
+    cell.costs = Costs {
+        client_cpu_us_per_request: client.and_then(per_request),
+        server_cpu_us_per_request: server.and_then(per_request),
+        total_cpu_us_per_request: client
+            .zip(server)
+            .and_then(|(client, server)| per_request(client + server)),
+        client_cpu_share: client.map(|seconds| seconds / cell.window_seconds),
+        server_cpu_share: server.map(|seconds| seconds / cell.window_seconds),
+        stolen_share: opened.ticks.zip(closed.ticks).and_then(|(opened, closed)| opened.stolen_share(closed)),
+        ..Costs::default()
+    };
+}
+
+/// The server's own counters. They are divided by the requests that the server had read between the
+/// same two moments, since its answer may come later than the window's end.
+fn fill_server_costs(
+    cell: &mut Cell,
+    window: Option<(ServerStats, ServerStats)>,
+    last: Option<&ServerStats>,
+) {
+    let size = cell.size;
+    let costs = &mut cell.costs;
+    costs.server_peak_memory_bytes = last.and_then(|stats| stats.peak_memory_bytes);
+    let Some((opened, closed)) = window else { return };
+    costs.server_peak_memory_bytes = costs.server_peak_memory_bytes.or(closed.peak_memory_bytes);
+    let between = |name: &str| Some(closed.count(name)?.saturating_sub(opened.count(name)?));
+    let requests =
+        between("bytes_received").map(|bytes| bytes as f64 / size as f64).filter(|count| *count > 0.0);
+    let per_request = |count: u64| requests.map(|requests| count as f64 / requests);
+    costs.syscalls_per_request = per_request(closed.syscalls_total() - opened.syscalls_total());
+    costs.voluntary_switches_per_request = per_request(closed.voluntary_switches - opened.voluntary_switches);
+    costs.involuntary_switches_per_request =
+        per_request(closed.involuntary_switches - opened.involuntary_switches);
+    let (events, waits) = (between("events").unwrap_or(0), between("waits").unwrap_or(0));
+    costs.events_per_wait = (events > 0 && waits > 0).then(|| events as f64 / waits as f64);
+    costs.syscalls_in_window = closed
+        .syscalls
+        .iter()
+        .map(|(name, count)| (name.clone(), count - opened.syscalls.get(name).copied().unwrap_or(0)))
+        .filter(|(_, count)| *count > 0)
+        .collect();
+}
+
+fn client_checks(cell: &Cell) -> Vec<Check> {
+    let counts = &cell.counts;
+    let mut checks = vec![
+        Check::required(
+            "connections_alive",
+            counts.connections_alive == counts.connections_asked,
+            format!("{} of {} were up at the end", counts.connections_alive, counts.connections_asked),
+        ),
+        // How a server shares its time is its own property, so it is told and not thrown away.
+        Check::noted(
+            "no_starved_connection",
+            counts.connections_starved == 0,
+            format!("{} got no reply within the window", counts.connections_starved),
+        ),
+    ];
+    if let Some(stolen) = cell.costs.stolen_share {
+        let detail = format!("the hypervisor took {:.1} % of the time", stolen * 100.0);
+        checks.push(Check::required("stolen_time", stolen <= STOLEN_MAX, detail));
+    }
+    if let Some(share) = cell.costs.client_cpu_share {
+        let detail = format!("the client used {:.0} % of a CPU", share * 100.0);
+        checks.push(Check::noted("client_not_saturated", share <= CLIENT_BOUND, detail));
+    }
+    checks
+}
+
+/// The server's account must agree with the client's.
+fn server_checks(cell: &Cell, last: Option<&ServerStats>) -> Vec<Check> {
+    let Some(last) = last else {
+        return vec![Check::required(
+            "server_stopped_cleanly",
+            false,
+            "it gave no last account of itself".into(),
+        )];
+    };
+    let (accepted, made) = (last.count("accepted").unwrap_or(0), cell.counts.connections_asked as u64);
+    let received = last.count("bytes_received").unwrap_or(0);
+    let sent = cell.counts.requests_all_phases * cell.size as u64;
+    vec![
+        Check::required("server_stopped_cleanly", true, "it gave its last account".into()),
+        Check::required(
+            "server_accepted_all",
+            accepted == made,
+            format!("the server counts {accepted} accepted connections, the client made {made}"),
+        ),
+        Check::required(
+            "server_received_all",
+            received == sent,
+            format!("the server counts {received} bytes, the client sent {sent}"),
+        ),
+    ]
+}

@@ -1,0 +1,223 @@
+//! The server child of a cell: started afresh, asked over its control pipe, never left behind.
+
+use std::{
+    io::{BufRead, BufReader},
+    os::unix::process::{CommandExt, ExitStatusExt},
+    process::{Child, ChildStdin, ChildStdout, Command as Process, ExitStatus, Stdio},
+    sync::mpsc::{self, Receiver, RecvTimeoutError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::sys::signal::Signal;
+
+use crate::{
+    control::{self, Command, Identity, Mark, Report, ServerStats},
+    error::Error,
+    spec::{Kind, Spec},
+};
+
+/// This program's own file, also when another one has taken its name meanwhile.
+const OWN_PROGRAM: &str = "/proc/self/exe";
+const START: Duration = Duration::from_secs(10);
+const ANSWER: Duration = Duration::from_secs(5);
+/// How long after a failed exchange the child's death is given to show.
+const DEATH: Duration = Duration::from_millis(300);
+
+/// A running server child. Dropping it ends the process.
+#[derive(Debug)]
+pub(crate) struct Server {
+    child: Child,
+    commands: Option<ChildStdin>,
+    reports: Receiver<Report>,
+    pub(crate) identity: Identity,
+    pub(crate) port: u16,
+}
+
+impl Server {
+    /// Starts a server on this backend and waits until it listens.
+    pub(crate) fn start(spec: Spec, cpu: Option<usize>) -> Result<Self, Error> {
+        let mut process = Process::new(OWN_PROGRAM);
+        process.arg0("loadgen").args(["serve", "--control", "--port", "0", "--backend", &spec.to_string()]);
+        if let Some(cpu) = cpu {
+            process.args(["--cpu", &cpu.to_string()]);
+        }
+        // A group of its own, or Ctrl-C would end the server before the drain.
+        process.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = process.spawn().map_err(|error| {
+            Error::machine(format!(
+                "cannot start the {spec} server child: {error}; is the process limit reached?"
+            ))
+        })?;
+        let commands = child.stdin.take();
+        let reports = child.stdout.take().map(read_reports).unwrap_or_else(|| mpsc::channel().1);
+        let unknown = Identity {
+            backend: String::new(),
+            tier: None,
+            descriptors: String::new(),
+            why: String::new(),
+            pid: 0,
+        };
+        let mut server = Self { child, commands, reports, identity: unknown, port: 0 };
+        server.await_ready(spec)?;
+        check_identity(spec, server.pid(), &server.identity)?;
+        Ok(server)
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Asks for the counters without waiting; `stats` gives the answer.
+    pub(crate) fn request_stats(&mut self, mark: Mark) {
+        if let Some(commands) = &mut self.commands {
+            // A child that is gone shows by its missing answer.
+            let _ = control::write_line(commands, &Command::Stats { mark });
+        }
+    }
+
+    /// The counters that were asked for under this mark.
+    pub(crate) fn stats(&mut self, wanted: Mark) -> Option<ServerStats> {
+        let deadline = Instant::now() + ANSWER;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.reports.recv_timeout(left).ok()? {
+                Report::Stats { mark, stats } if mark == wanted => return Some(stats),
+                _ => {}
+            }
+        }
+    }
+
+    /// Stops the server and gives its last counters.
+    pub(crate) fn stop(mut self) -> Option<ServerStats> {
+        if let Some(mut commands) = self.commands.take() {
+            let _ = control::write_line(&mut commands, &Command::Stop);
+        }
+        let stats = self.stats(Mark::Stopped);
+        if stats.is_some() {
+            // The process ends right after this report; `Drop` would only shorten its exit.
+            self.wait_for_end(ANSWER);
+        }
+        stats
+    }
+
+    /// If the process has died, how.
+    pub(crate) fn death(&mut self) -> Option<String> {
+        self.wait_for_end(DEATH).map(how_it_ended)
+    }
+
+    fn wait_for_end(&mut self, patience: Duration) -> Option<ExitStatus> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.reports.recv_timeout(left) {
+                Ok(_) => {}
+                Err(RecvTimeoutError::Disconnected) => return self.child.wait().ok(),
+                Err(RecvTimeoutError::Timeout) => return None,
+            }
+        }
+    }
+
+    fn await_ready(&mut self, spec: Spec) -> Result<(), Error> {
+        match self.reports.recv_timeout(START) {
+            Ok(Report::Ready { identity, port }) => {
+                (self.identity, self.port) = (identity, port);
+                Ok(())
+            }
+            Ok(Report::Failed { message }) => Err(Error::machine(message)),
+            Ok(Report::Stats { .. }) => {
+                Err(Error::internal(format!("the {spec} server child spoke out of turn")))
+            }
+            Err(_) => {
+                let how = self.death().unwrap_or_else(|| "says nothing".into());
+                Err(Error::internal(format!(
+                    "the {spec} server child (pid {}) {how} before it listened",
+                    self.pid()
+                )))
+            }
+        }
+    }
+}
+
+/// A server that is not what its row says would make the row a lie.
+fn check_identity(spec: Spec, pid: u32, told: &Identity) -> Result<(), Error> {
+    let backend_agrees = spec.kind == Kind::Auto || told.backend == spec.kind.name();
+    if backend_agrees && told.descriptors == spec.descriptors() && told.pid == pid {
+        return Ok(());
+    }
+    Err(Error::verification(format!(
+        "the row says {spec} in process {pid}, the server says {} with {} descriptors in process {} ({}); \
+         nothing was measured",
+        told.backend, told.descriptors, told.pid, told.why
+    )))
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Both fail only if the child has been waited for.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn read_reports(stream: ChildStdout) -> Receiver<Report> {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(stream).lines().map_while(Result::ok) {
+            // Not a report: something in the child wrote to standard output.
+            let Ok(report) = serde_json::from_str(&line) else { continue };
+            if sender.send(report).is_err() {
+                break;
+            }
+        }
+    });
+    receiver
+}
+
+fn how_it_ended(status: ExitStatus) -> String {
+    match (status.signal(), status.code()) {
+        (Some(number), _) => {
+            let name = Signal::try_from(number)
+                .map_or_else(|_| format!("signal {number}"), |signal| signal.to_string());
+            format!("was killed by {name}")
+        }
+        (None, code) => format!("exited with code {}", code.unwrap_or_default()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(backend: &str, descriptors: &str) -> Identity {
+        Identity {
+            backend: backend.into(),
+            tier: None,
+            descriptors: descriptors.into(),
+            why: "a test".into(),
+            pid: 7,
+        }
+    }
+
+    #[test]
+    fn a_server_must_be_what_its_row_says() {
+        let direct: Spec = "io_uring:direct".parse().expect("valid");
+        assert!(check_identity(direct, 7, &identity("io_uring", "direct")).is_ok());
+        for (pid, told) in [
+            (7, identity("epoll", "direct")),
+            (7, identity("io_uring", "plain")),
+            (8, identity("io_uring", "direct")),
+        ] {
+            let error = check_identity(direct, pid, &told).expect_err("they differ");
+            assert_eq!(error.exit, crate::error::Exit::Verification);
+            assert!(error.to_string().contains("the row says io_uring:direct"), "{error}");
+        }
+        assert!(check_identity(Spec::plain(Kind::Auto), 7, &identity("epoll", "plain")).is_ok());
+    }
+
+    #[test]
+    fn the_end_of_a_process_is_told_by_signal_or_code() {
+        assert_eq!(how_it_ended(ExitStatus::from_raw(9)), "was killed by SIGKILL");
+        assert_eq!(how_it_ended(ExitStatus::from_raw(3 << 8)), "exited with code 3");
+    }
+}

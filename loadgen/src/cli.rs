@@ -1,0 +1,327 @@
+//! The command line.
+
+use std::{net::IpAddr, path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::{
+    error::Error,
+    message::{HEADER_BYTES, MESSAGE_BYTES_MAX, Verify},
+    pinning::Pinning,
+    plan::Order,
+    spec::{Kind, Remote, Row, Spec},
+    units, verdict,
+};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    done
+  1    internal: loadgen or the server child it started failed
+  2    usage: the command line was refused before anything was tried
+  3    the machine or the network cannot: a limit, a port in use, a target out of reach
+  4    reserved for objectives and gates
+  5    verification failed: a reply was corrupted, foreign, repeated, late or missing,
+       or a server was not what its row says
+  6    with --strict: a cell stayed spoiled, or the verdict is inconclusive
+  130  interrupted: the partial result is written and marked";
+
+/// More rounds would only make the exact distribution slow to compute.
+const ROUNDS_MAX: usize = 200;
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "loadgen",
+    version,
+    about = "Compares ringspun's backends under load, verifies every reply and judges its own validity",
+    long_about = "Compares ringspun's backends under load, verifies every reply and judges its own validity.\n\n\
+                  Without a command it runs `loadgen compare --quick`: all three backends over 64 and 1,000\n\
+                  connections, in about a minute.",
+    after_long_help = EXIT_CODES,
+    after_help = "Exit codes: see --help"
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Compare backends: paired rounds, ratios with intervals, a verdict
+    Compare(CompareArgs),
+    /// Measure one target: a backend, or a server that runs already
+    Run(RunArgs),
+    /// Run an echo server on a chosen backend
+    Serve(ServeArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(after_long_help = EXIT_CODES, args_override_self = true)]
+pub(crate) struct CompareArgs {
+    /// Rows to compare; io_uring takes variants: io_uring:direct, :no-multishot, :latency
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "io_uring,epoll,threads")]
+    backend: Vec<Spec>,
+    /// About a minute in all: 6 rounds of 1 s after 200 ms of warm-up, unless said otherwise
+    #[arg(long)]
+    quick: bool,
+    /// Rounds, fixed beforehand; a verdict takes at least 6 [default: 12, quick: 6]
+    #[arg(long, value_name = "N", value_parser = rounds)]
+    rounds: Option<usize>,
+    /// Order of the rows within a round
+    #[arg(long, value_enum, default_value_t = Order::Balanced)]
+    order: Order,
+    /// Row that the others are compared with [default: epoll if it is a row, else the last row]
+    #[arg(long, value_name = "ROW")]
+    baseline: Option<Spec>,
+    /// Smallest effect that counts as a difference
+    #[arg(long, value_name = "EFFECT", default_value = "2%", value_parser = units::effect)]
+    min_effect: f64,
+    #[command(flatten)]
+    load: LoadArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_long_help = EXIT_CODES, args_override_self = true)]
+pub(crate) struct RunArgs {
+    /// Server to measure, as tcp://host:port; it must echo every byte
+    #[arg(value_name = "TARGET", required_unless_present = "backend", conflicts_with = "backend")]
+    target: Option<Remote>,
+    /// Backend to measure instead, in a fresh server child
+    #[arg(long, value_name = "BACKEND")]
+    backend: Option<Spec>,
+    #[command(flatten)]
+    load: LoadArgs,
+}
+
+#[derive(Debug, Args)]
+struct LoadArgs {
+    /// Connections, a list
+    #[arg(short, long, value_name = "LIST", value_delimiter = ',', default_value = "64,1k", value_parser = units::count)]
+    connections: Vec<usize>,
+    /// Length of the window that counts [default: 5s, quick: 1s]
+    #[arg(short, long, value_name = "TIME", value_parser = units::duration)]
+    duration: Option<Duration>,
+    /// Load before the window [default: 1s, quick: 200ms]
+    #[arg(long, value_name = "TIME", value_parser = units::duration_or_zero)]
+    warmup: Option<Duration>,
+    /// Bytes of each request and reply, at least 24
+    #[arg(short, long, value_name = "BYTES", default_value = "64", value_parser = size)]
+    size: usize,
+    /// Seed of the payloads and of the order of rounds
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// How long a connection or a reply may take before it is an error
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = units::duration)]
+    timeout: Duration,
+    /// CPUs of server and client, as `0,1`; `off`; or `auto`: the first two allowed, if there are two
+    #[arg(long, value_name = "CPUS", default_value = "auto")]
+    pin: Pinning,
+    /// How much of every reply is compared with what was sent
+    #[arg(long, value_enum, default_value_t = Verify::Full)]
+    verify: Verify,
+    /// Exit with 6 if a cell stayed spoiled or the verdict is inconclusive
+    #[arg(long)]
+    strict: bool,
+    /// Folder for the result; one that holds something is not touched, a number is added instead
+    /// [default: results/<date>-<kernel>-<commit>]
+    #[arg(short, long, value_name = "DIR")]
+    output: Option<PathBuf>,
+    /// What goes to standard output
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// The table and the verdict
+    Text,
+    /// The whole result
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    /// Backend; io_uring takes variants: io_uring:direct, :no-multishot, :latency
+    #[arg(long, value_name = "BACKEND", default_value = "auto")]
+    pub(crate) backend: Spec,
+    /// Address to listen on
+    #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
+    pub(crate) host: IpAddr,
+    /// Port to listen on; 0 lets the kernel choose
+    #[arg(long, value_name = "PORT", default_value_t = 8000)]
+    pub(crate) port: u16,
+    /// CPU to run on
+    #[arg(long, value_name = "N")]
+    pub(crate) cpu: Option<usize>,
+    /// Take commands on standard input, report on standard output and end with the parent
+    #[arg(long, hide = true)]
+    pub(crate) control: bool,
+}
+
+/// Everything that is fixed before a measurement begins.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(crate) command: &'static str,
+    pub(crate) rows: Vec<Row>,
+    /// Index of the row that the others are compared with.
+    pub(crate) baseline: usize,
+    pub(crate) rounds: usize,
+    pub(crate) order: Order,
+    pub(crate) min_effect: f64,
+    pub(crate) connections: Vec<usize>,
+    pub(crate) duration: Duration,
+    pub(crate) warmup: Duration,
+    pub(crate) size: usize,
+    pub(crate) seed: u64,
+    pub(crate) timeout: Duration,
+    pub(crate) pin: Pinning,
+    pub(crate) verify: Verify,
+    pub(crate) strict: bool,
+    pub(crate) output: Option<PathBuf>,
+    pub(crate) format: Format,
+}
+
+impl CompareArgs {
+    /// What `loadgen` alone does.
+    pub(crate) fn quick() -> Self {
+        let cli = Cli::parse_from(["loadgen", "compare", "--quick"]);
+        match cli.command {
+            Some(Command::Compare(args)) => args,
+            _ => unreachable!("the line above says compare"),
+        }
+    }
+
+    pub(crate) fn settings(self) -> Result<Settings, Error> {
+        if self.backend.len() < 2 {
+            return Err(Error::usage(
+                "compare needs at least two rows in --backend; use `loadgen run` for one",
+            ));
+        }
+        if let Some(twice) =
+            self.backend.iter().enumerate().find(|(at, spec)| self.backend[..*at].contains(spec))
+        {
+            return Err(Error::usage(format!("--backend names {} twice; name each row once", twice.1)));
+        }
+        let baseline = baseline(&self.backend, self.baseline)?;
+        let rows = self.backend.into_iter().map(Row::Backend).collect();
+        let rounds = self.rounds.unwrap_or(if self.quick { crate::stats::ROUNDS_MIN } else { 12 });
+        let mut settings = self.load.settings("compare", rows, self.quick)?;
+        (settings.baseline, settings.rounds, settings.order) = (baseline, rounds, self.order);
+        settings.min_effect = self.min_effect;
+        Ok(settings)
+    }
+}
+
+fn baseline(rows: &[Spec], asked: Option<Spec>) -> Result<usize, Error> {
+    let position = |wanted: Spec| rows.iter().position(|row| *row == wanted);
+    match asked {
+        Some(spec) => position(spec)
+            .ok_or_else(|| Error::usage(format!("--baseline {spec} is no row; add it to --backend"))),
+        None => Ok(position(Spec::plain(Kind::Epoll)).unwrap_or(rows.len() - 1)),
+    }
+}
+
+impl RunArgs {
+    pub(crate) fn settings(self) -> Result<Settings, Error> {
+        let row = match (self.target, self.backend) {
+            (Some(remote), _) => Row::Remote(remote),
+            (None, Some(spec)) => Row::Backend(spec),
+            (None, None) => return Err(Error::usage("run needs a target: tcp://host:port, or --backend")),
+        };
+        self.load.settings("run", vec![row], false)
+    }
+}
+
+impl LoadArgs {
+    fn settings(self, command: &'static str, rows: Vec<Row>, quick: bool) -> Result<Settings, Error> {
+        let (duration, warmup) = if quick { (1000, 200) } else { (5000, 1000) };
+        if let Some(twice) =
+            self.connections.iter().enumerate().find(|(at, c)| self.connections[..*at].contains(c))
+        {
+            return Err(Error::usage(format!("-c names {} twice; name each count once", twice.1)));
+        }
+        Ok(Settings {
+            command,
+            rows,
+            baseline: 0,
+            rounds: 1,
+            order: Order::Given,
+            min_effect: verdict::MIN_EFFECT,
+            connections: self.connections,
+            duration: self.duration.unwrap_or(Duration::from_millis(duration)),
+            warmup: self.warmup.unwrap_or(Duration::from_millis(warmup)),
+            size: self.size,
+            seed: self.seed,
+            timeout: self.timeout,
+            pin: self.pin,
+            verify: self.verify,
+            strict: self.strict,
+            output: self.output,
+            format: self.format,
+        })
+    }
+}
+
+fn size(text: &str) -> Result<usize, String> {
+    match units::size(text)? {
+        small if small < HEADER_BYTES => Err(format!(
+            "{small} bytes do not hold the header that replies are verified by; use {HEADER_BYTES} or more"
+        )),
+        large if large > MESSAGE_BYTES_MAX => Err("the largest size is 64MiB".into()),
+        size => Ok(size),
+    }
+}
+
+fn rounds(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(rounds) if (1..=ROUNDS_MAX).contains(&rounds) => Ok(rounds),
+        _ => Err(format!("rounds are a number from 1 to {ROUNDS_MAX}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn compare(arguments: &[&str]) -> Result<Settings, Error> {
+        let line = ["loadgen", "compare"].iter().chain(arguments);
+        match Cli::try_parse_from(line).map_err(|error| Error::usage(error.to_string()))?.command {
+            Some(Command::Compare(args)) => args.settings(),
+            _ => unreachable!("the line says compare"),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn quick_shortens_what_was_not_said() {
+        let settings = CompareArgs::quick().settings().expect("valid");
+        assert_eq!((settings.rounds, settings.duration), (6, Duration::from_secs(1)));
+        assert_eq!(settings.connections, [64, 1000]);
+        let settings = compare(&["--quick", "-d", "3s", "--rounds", "8"]).expect("valid");
+        assert_eq!((settings.rounds, settings.duration), (8, Duration::from_secs(3)));
+    }
+
+    #[test]
+    fn the_baseline_is_epoll_or_what_was_said() {
+        assert_eq!(compare(&[]).expect("valid").baseline, 1);
+        assert_eq!(compare(&["--backend", "io_uring,io_uring:direct"]).expect("valid").baseline, 1);
+        assert_eq!(compare(&["--baseline", "threads"]).expect("valid").baseline, 2);
+        assert!(compare(&["--baseline", "io_uring:direct"]).is_err());
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for line in
+            [["--backend", "epoll"], ["--backend", "epoll,epoll"], ["-s", "16"], ["-c", "0"], ["-c", "8,8"]]
+        {
+            assert!(compare(&line).is_err(), "{line:?}");
+        }
+        assert!(compare(&["--rounds", "0"]).is_err());
+        assert!(compare(&["-d", "5"]).is_err());
+    }
+}

@@ -1,0 +1,366 @@
+//! The client: a closed loop of one request and one reply on each connection, over its own io_uring.
+//!
+//! It shares no code with the library it measures. A run goes through four phases: ramp (connect
+//! everything), warm-up, window (the only part that counts) and drain (every reply still owed must
+//! come). The first failure ends the run; what was counted until then is kept.
+
+mod buffers;
+mod connection;
+mod failure;
+mod ring;
+mod sources;
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use hdrhistogram::Histogram;
+use nix::errno::Errno;
+
+pub(crate) use self::failure::Failure;
+use self::{
+    buffers::Lease,
+    connection::{Connection, Progress},
+    failure::Failures,
+    ring::{Event, Ring},
+    sources::Sources,
+};
+use crate::{
+    error::Error,
+    message::{self, Finding, Verify},
+};
+
+/// Connections being made at once: well below the backlog that listeners usually have.
+const CONNECTING_MAX: usize = 128;
+/// How often deadlines and signals are looked at when nothing happens.
+const TICK: Duration = Duration::from_millis(50);
+const MINUTE_NS: u64 = 60_000_000_000;
+
+/// What to do to a server.
+#[derive(Clone, Debug)]
+pub(crate) struct Load {
+    pub(crate) target: std::net::SocketAddr,
+    pub(crate) connections: usize,
+    pub(crate) size: usize,
+    pub(crate) seed: u64,
+    pub(crate) verify: Verify,
+    pub(crate) timeout: Duration,
+    pub(crate) warmup: Duration,
+    pub(crate) duration: Duration,
+}
+
+/// Who looks at the clocks when the window opens and closes, and knows whether to go on.
+pub(crate) trait Watcher {
+    fn window_opened(&mut self);
+    fn window_closed(&mut self);
+    fn interrupted(&self) -> bool;
+}
+
+/// What was counted.
+#[derive(Debug)]
+pub(crate) struct Counted {
+    /// Requests answered rightly within the window.
+    pub(crate) requests: u64,
+    /// Requests answered rightly in all phases.
+    pub(crate) requests_total: u64,
+    pub(crate) ramp: Duration,
+    /// How long the window was; zero if it never opened.
+    pub(crate) window: Duration,
+    /// Connections that were up when the window closed.
+    pub(crate) alive: usize,
+    /// Connections that got no reply within the window.
+    pub(crate) starved: usize,
+    pub(crate) latency: Histogram<u64>,
+    pub(crate) failures: Vec<Failure>,
+    /// The first failure, or what else ended the run early.
+    pub(crate) error: Option<Error>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Ramp,
+    Warmup,
+    Window,
+    Drain,
+}
+
+/// Runs the load once, over fresh connections.
+pub(crate) fn run(load: &Load, watcher: &mut impl Watcher) -> Result<Counted, Error> {
+    let sources = Sources::new(load.target, load.connections);
+    let ring = Ring::new(load.connections, load.size, load.target.into())?;
+    let mut engine = Engine {
+        load,
+        ring,
+        sources,
+        connections: (0..load.connections).map(|_| Connection::default()).collect(),
+        phase: Phase::Ramp,
+        phase_began: Instant::now(),
+        began: Instant::now(),
+        opened: 0,
+        connected: 0,
+        outstanding: 0,
+        parked: VecDeque::new(),
+        counted: Counted::new()?,
+        failures: Failures::default(),
+    };
+    let ended = engine.run(watcher);
+    Ok(engine.finish(ended, watcher))
+}
+
+impl Counted {
+    fn new() -> Result<Self, Error> {
+        let latency = Histogram::new_with_bounds(1, MINUTE_NS, 3)
+            .map_err(|error| Error::internal(format!("the latency histogram: {error}")))?;
+        Ok(Self {
+            requests: 0,
+            requests_total: 0,
+            ramp: Duration::ZERO,
+            window: Duration::ZERO,
+            alive: 0,
+            starved: 0,
+            latency,
+            failures: Vec::new(),
+            error: None,
+        })
+    }
+}
+
+struct Engine<'a> {
+    load: &'a Load,
+    ring: Ring,
+    sources: Sources,
+    connections: Vec<Connection>,
+    phase: Phase,
+    phase_began: Instant,
+    began: Instant,
+    opened: usize,
+    connected: usize,
+    outstanding: usize,
+    /// Receives that found no buffer, in the order in which they did.
+    parked: VecDeque<usize>,
+    counted: Counted,
+    failures: Failures,
+}
+
+impl Engine<'_> {
+    fn run(&mut self, watcher: &mut impl Watcher) -> Result<(), Error> {
+        let mut looked = Instant::now();
+        loop {
+            self.open_connections()?;
+            self.rearm_parked();
+            self.ring
+                .wait(self.patience())
+                .map_err(|error| Error::internal(format!("io_uring_enter: {error}")))?;
+            while let Some(event) = self.ring.next_event() {
+                self.handle(event);
+            }
+            let now = Instant::now();
+            if now.duration_since(looked) >= TICK {
+                looked = now;
+                self.find_late(now);
+            }
+            if let Some(error) = self.failures.first() {
+                return Err(error);
+            }
+            if watcher.interrupted() {
+                return Err(Error::interrupted());
+            }
+            if self.advance(now, watcher) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Goes on to the next phase when this one is over; true at the end.
+    fn advance(&mut self, now: Instant, watcher: &mut impl Watcher) -> bool {
+        let spent = now.duration_since(self.phase_began);
+        match self.phase {
+            Phase::Ramp if self.connected == self.load.connections => {
+                self.counted.ramp = now.duration_since(self.began);
+                self.enter_phase(Phase::Warmup, now);
+                (0..self.load.connections).for_each(|slot| self.ask(slot));
+            }
+            Phase::Warmup if spent >= self.load.warmup => {
+                watcher.window_opened();
+                self.enter_phase(Phase::Window, Instant::now());
+            }
+            Phase::Window if spent >= self.load.duration => self.close_window(watcher),
+            Phase::Drain => return self.outstanding == 0,
+            _ => {}
+        }
+        false
+    }
+
+    fn enter_phase(&mut self, phase: Phase, now: Instant) {
+        self.phase = phase;
+        self.phase_began = now;
+    }
+
+    fn close_window(&mut self, watcher: &mut impl Watcher) {
+        let now = Instant::now();
+        watcher.window_closed();
+        self.counted.window = now.duration_since(self.phase_began);
+        self.counted.alive = self.connected;
+        self.counted.starved = self.connections.iter().filter(|connection| !connection.served).count();
+        self.enter_phase(Phase::Drain, now);
+    }
+
+    /// How long to sleep at most: to the end of the phase, or a tick.
+    fn patience(&self) -> Duration {
+        let planned = match self.phase {
+            Phase::Warmup => self.load.warmup,
+            Phase::Window => self.load.duration,
+            Phase::Ramp | Phase::Drain => return TICK,
+        };
+        planned.saturating_sub(self.phase_began.elapsed()).clamp(Duration::from_micros(1), TICK)
+    }
+
+    fn open_connections(&mut self) -> Result<(), Error> {
+        while self.opened < self.load.connections && self.opened - self.connected < CONNECTING_MAX {
+            let socket = self.sources.socket(self.opened)?;
+            self.connections[self.opened].connecting_since(Instant::now());
+            self.ring.connect(socket, self.load.size);
+            self.opened += 1;
+        }
+        Ok(())
+    }
+
+    /// Arms receives again, as many as there are buffers: more would fail at once and spin.
+    fn rearm_parked(&mut self) {
+        for _ in 0..self.parked.len().min(self.ring.buffer_count()) {
+            let Some(slot) = self.parked.pop_front() else { return };
+            self.ring.receive(slot);
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Connected { slot, result: Ok(()) } => {
+                self.connected += 1;
+                self.connections[slot].connected();
+                self.ring.receive(slot);
+            }
+            Event::Connected { slot, result: Err(errno) } => {
+                self.failures.connect(slot, self.load.target, errno);
+            }
+            Event::Sent { slot, result: Ok(sent) } if sent == self.load.size => self.sent(slot),
+            Event::Sent { slot, result } => {
+                let errno = result.err().unwrap_or(Errno::EPIPE);
+                self.failures.broken("send", slot, &self.connections[slot], self.load.size, errno);
+            }
+            Event::Received { slot, result, more } => self.received(slot, result, more),
+            Event::Cancelled => {}
+        }
+    }
+
+    /// A reply can be whole before the send of its request is told; then the next one waits for this.
+    fn sent(&mut self, slot: usize) {
+        if self.connections[slot].sent_at.is_none() {
+            self.ask(slot);
+        }
+    }
+
+    fn received(&mut self, slot: usize, result: Result<Option<Lease>, Errno>, more: bool) {
+        match result {
+            Ok(Some(lease)) => {
+                self.reply(slot, &lease);
+                self.ring.give_back(lease);
+                if !more {
+                    self.ring.receive(slot);
+                }
+            }
+            Err(Errno::ENOBUFS) => self.parked.push_back(slot),
+            Err(Errno::EINTR | Errno::EAGAIN) => self.ring.receive(slot),
+            Ok(None) => self.closed(slot),
+            Err(errno) => {
+                self.failures.broken("receive", slot, &self.connections[slot], self.load.size, errno);
+            }
+        }
+    }
+
+    fn closed(&mut self, slot: usize) {
+        let connection = &self.connections[slot];
+        match connection.verdict(self.ring.outgoing(slot)) {
+            Some(finding) => self.failures.wrong(slot, connection.sequence, &finding),
+            None => self.failures.closed(slot, connection, self.load.size),
+        }
+    }
+
+    fn reply(&mut self, slot: usize, lease: &Lease) {
+        let compared = self.load.verify.compared(self.load.size);
+        let mut at = 0;
+        while at < lease.length() {
+            let expected = self.ring.outgoing(slot);
+            let chunk = &self.ring.received(lease)[at..];
+            match self.connections[slot].receive(chunk, expected, compared) {
+                Progress::Complete { used } => {
+                    at += used;
+                    self.answered(slot);
+                }
+                Progress::Wrong(finding) => return self.wrong(slot, &finding),
+                Progress::Partial | Progress::Suspect => return,
+            }
+        }
+    }
+
+    fn wrong(&mut self, slot: usize, finding: &Finding) {
+        self.failures.wrong(slot, self.connections[slot].sequence, finding);
+    }
+
+    fn answered(&mut self, slot: usize) {
+        let connection = &mut self.connections[slot];
+        let Some(sent_at) = connection.answered() else { return };
+        self.outstanding -= 1;
+        self.counted.requests_total += 1;
+        if self.phase == Phase::Window {
+            connection.served = true;
+            self.counted.requests += 1;
+            self.counted.latency.saturating_record(sent_at.elapsed().as_nanos() as u64);
+        }
+        self.ask(slot);
+    }
+
+    /// Sends the next request, unless the run drains or the last one is still being sent.
+    fn ask(&mut self, slot: usize) {
+        if self.phase == Phase::Drain {
+            return;
+        }
+        let connection = &mut self.connections[slot];
+        let Some(message) = self.ring.outgoing_mut(slot) else { return };
+        message::encode(message, self.load.seed, slot as u32, connection.sequence);
+        connection.ask(Instant::now());
+        self.outstanding += 1;
+        self.ring.send(slot);
+    }
+
+    fn find_late(&mut self, now: Instant) {
+        let timeout = self.load.timeout;
+        for (slot, connection) in self.connections.iter().enumerate() {
+            if !connection.is_late(now, timeout) {
+                continue;
+            }
+            let partial = if connection.sent_at.is_some() {
+                connection.verdict(self.ring.outgoing(slot))
+            } else {
+                None
+            };
+            match partial {
+                Some(finding) => self.failures.wrong(slot, connection.sequence, &finding),
+                None if connection.sent_at.is_some() => {
+                    self.failures.no_reply(slot, connection, self.load.size, timeout);
+                }
+                None => self.failures.connect(slot, self.load.target, Errno::ETIMEDOUT),
+            }
+        }
+    }
+
+    fn finish(mut self, ended: Result<(), Error>, watcher: &mut impl Watcher) -> Counted {
+        if self.phase == Phase::Window {
+            self.close_window(watcher);
+        }
+        self.counted.failures = self.failures.into_counts();
+        self.counted.error = ended.err();
+        self.counted
+    }
+}

@@ -1,0 +1,362 @@
+//! The client's io_uring: sockets and their buffers on one side, events on the other.
+//!
+//! Everything the kernel may touch is owned here, so the rest of the engine is safe code: an
+//! outgoing message can be changed only while no send of it is in flight, and the ring's end waits
+//! for the last completion before it frees anything.
+
+use std::{
+    collections::VecDeque,
+    io,
+    mem::ManuallyDrop,
+    os::fd::{AsRawFd, OwnedFd},
+    time::{Duration, Instant},
+};
+
+use io_uring::{
+    EnterFlags, IoUring, cqueue, opcode, squeue,
+    types::{CancelBuilder, Fd, SubmitArgs, Timespec},
+};
+use nix::{
+    errno::Errno,
+    sys::socket::{self, Shutdown, SockaddrLike, SockaddrStorage},
+};
+
+use super::buffers::{Buffers, GROUP, Lease};
+use crate::error::Error;
+
+const SUBMISSIONS: u32 = 4096;
+const COMPLETIONS_MIN: u32 = 4096;
+const COMPLETIONS_MAX: u32 = 65_536;
+const SUBMISSIONS_MIN: u32 = 64;
+const TEARDOWN: Duration = Duration::from_secs(1);
+const TEARDOWN_TURN: Duration = Duration::from_millis(20);
+const CONNECT: u64 = 0;
+const SEND: u64 = 1;
+const RECEIVE: u64 = 2;
+const CANCEL: u64 = 3;
+
+/// What a completion says about one connection.
+#[derive(Debug)]
+pub(crate) enum Event {
+    Connected {
+        slot: usize,
+        result: Result<(), Errno>,
+    },
+    Sent {
+        slot: usize,
+        result: Result<usize, Errno>,
+    },
+    /// `more` says that the receive goes on by itself. No lease means no data: the end, or an error.
+    Received {
+        slot: usize,
+        result: Result<Option<Lease>, Errno>,
+        more: bool,
+    },
+    /// Everything was cancelled, which only the ring's end asks for.
+    Cancelled,
+}
+
+#[derive(Debug)]
+struct Slot {
+    socket: OwnedFd,
+    outgoing: Box<[u8]>,
+    sending: bool,
+}
+
+/// What the kernel reads and writes while operations are in flight.
+#[derive(Debug)]
+struct Shared {
+    buffers: Buffers,
+    slots: Vec<Slot>,
+    target: Box<SockaddrStorage>,
+}
+
+/// The ring of one cell. A slot is never used twice, so no completion can come for a later owner.
+pub(crate) struct Ring {
+    // Dropped first: the ring must be gone before the memory it was told of.
+    uring: IoUring,
+    shared: ManuallyDrop<Shared>,
+    in_flight: usize,
+    waiting: VecDeque<squeue::Entry>,
+    completed: VecDeque<(u64, i32, u32)>,
+}
+
+impl Ring {
+    /// A ring for this many connections to one target, with messages of one size.
+    pub(crate) fn new(connections: usize, size: usize, target: SockaddrStorage) -> Result<Self, Error> {
+        let uring = build(connections).map_err(|error| unavailable(&error))?;
+        let shared = Shared {
+            buffers: Buffers::for_messages(size),
+            slots: Vec::with_capacity(connections),
+            target: Box::new(target),
+        };
+        // SAFETY: `Drop` frees the buffers only after the last receive's completion, else never.
+        unsafe { shared.buffers.register(&uring.submitter()) }.map_err(|error| {
+            Error::machine(format!(
+                "the client engine cannot register its buffer ring: {error}; it needs Linux 6.0 or newer"
+            ))
+        })?;
+        Ok(Self {
+            uring,
+            shared: ManuallyDrop::new(shared),
+            in_flight: 0,
+            waiting: VecDeque::new(),
+            completed: VecDeque::new(),
+        })
+    }
+
+    /// Takes a socket with its message buffer into the next slot and starts to connect it.
+    pub(crate) fn connect(&mut self, socket: OwnedFd, size: usize) {
+        let slot = self.shared.slots.len();
+        let target: &SockaddrStorage = &self.shared.target;
+        let entry = opcode::Connect::new(Fd(socket.as_raw_fd()), target.as_ptr(), target.len()).build();
+        self.shared.slots.push(Slot { socket, outgoing: vec![0; size].into(), sending: false });
+        self.push(entry.user_data(user_data(CONNECT, slot)));
+    }
+
+    /// Arms a receive that goes on until the kernel ends it.
+    pub(crate) fn receive(&mut self, slot: usize) {
+        let fd = Fd(self.shared.slots[slot].socket.as_raw_fd());
+        let entry = opcode::RecvMulti::new(fd, GROUP).build();
+        self.push(entry.user_data(user_data(RECEIVE, slot)));
+    }
+
+    /// The message of this slot, to be changed; None while the kernel may still read it.
+    pub(crate) fn outgoing_mut(&mut self, slot: usize) -> Option<&mut [u8]> {
+        let slot = &mut self.shared.slots[slot];
+        (!slot.sending).then_some(&mut slot.outgoing)
+    }
+
+    /// The message of this slot as it was sent last.
+    pub(crate) fn outgoing(&self, slot: usize) -> &[u8] {
+        &self.shared.slots[slot].outgoing
+    }
+
+    /// Sends the whole message of this slot. One send a slot is in flight at a time.
+    pub(crate) fn send(&mut self, index: usize) {
+        let slot = &mut self.shared.slots[index];
+        assert!(!slot.sending, "one send a connection");
+        slot.sending = true;
+        let entry = opcode::Send::new(
+            Fd(slot.socket.as_raw_fd()),
+            slot.outgoing.as_ptr(),
+            slot.outgoing.len() as u32,
+        )
+        .flags(libc::MSG_WAITALL | libc::MSG_NOSIGNAL)
+        .build();
+        self.push(entry.user_data(user_data(SEND, index)));
+    }
+
+    pub(crate) fn received(&self, lease: &Lease) -> &[u8] {
+        self.shared.buffers.bytes(lease)
+    }
+
+    pub(crate) fn give_back(&mut self, lease: Lease) {
+        self.shared.buffers.give_back(lease);
+    }
+
+    /// How many receives can find a buffer at once.
+    pub(crate) fn buffer_count(&self) -> usize {
+        self.shared.buffers.count()
+    }
+
+    /// Submits what was queued and waits for a completion, at most this long.
+    pub(crate) fn wait(&mut self, timeout: Duration) -> io::Result<()> {
+        self.wait_for(1, timeout)
+    }
+
+    fn wait_for(&mut self, completions: usize, timeout: Duration) -> io::Result<()> {
+        self.shared.buffers.publish();
+        let queued = self.fill_submissions();
+        // With entries still waiting for a place the next turn must come at once.
+        let wanted = if self.waiting.is_empty() { completions } else { 0 };
+        self.enter(queued, wanted, timeout)?;
+        for completion in self.uring.completion() {
+            self.completed.push_back((completion.user_data(), completion.result(), completion.flags()));
+        }
+        Ok(())
+    }
+
+    /// The next event of those that the last wait brought.
+    pub(crate) fn next_event(&mut self) -> Option<Event> {
+        let (user_data, result, flags) = self.completed.pop_front()?;
+        let slot = (user_data >> 8) as usize;
+        let more = cqueue::more(flags);
+        if !more {
+            self.in_flight -= 1;
+        }
+        let result = if result < 0 { Err(Errno::from_raw(-result)) } else { Ok(result as usize) };
+        Some(match user_data & 0xff {
+            CONNECT => Event::Connected { slot, result: result.map(drop) },
+            SEND => {
+                self.shared.slots[slot].sending = false;
+                Event::Sent { slot, result }
+            }
+            RECEIVE => Event::Received { slot, result: self.lease(result, flags), more },
+            _ => Event::Cancelled,
+        })
+    }
+
+    fn lease(&mut self, result: Result<usize, Errno>, flags: u32) -> Result<Option<Lease>, Errno> {
+        let lease = cqueue::buffer_select(flags).map(|id| self.shared.buffers.lease(id, result.unwrap_or(0)));
+        match lease {
+            Some(lease) if lease.length() == 0 => {
+                self.shared.buffers.give_back(lease);
+                result.map(|_| None)
+            }
+            lease => result.map(|_| lease),
+        }
+    }
+
+    fn push(&mut self, entry: squeue::Entry) {
+        self.in_flight += 1;
+        self.waiting.push_back(entry);
+    }
+
+    /// Moves entries into the submission queue as far as there is room, and says how many it holds.
+    fn fill_submissions(&mut self) -> usize {
+        let mut submissions = self.uring.submission();
+        while !submissions.is_full() {
+            let Some(entry) = self.waiting.pop_front() else { break };
+            // SAFETY: the entry points to a slot's socket and message or to the target, all of which
+            // live in `shared`: a message is not changed while `sending`, none of them is freed before
+            // the operation's completion (see `Drop`).
+            let pushed = unsafe { submissions.push(&entry) };
+            debug_assert!(pushed.is_ok(), "there was room");
+        }
+        submissions.len()
+    }
+
+    fn enter(&self, queued: usize, wanted: usize, timeout: Duration) -> io::Result<()> {
+        let timespec = Timespec::new().sec(timeout.as_secs()).nsec(timeout.subsec_nanos());
+        let args = SubmitArgs::new().timespec(&timespec);
+        // Without GETEVENTS deferred completions would stay in the kernel.
+        let mut flags = EnterFlags::EXT_ARG | EnterFlags::GETEVENTS;
+        flags.set(EnterFlags::NO_IOWAIT, self.uring.params().is_feature_no_iowait());
+        // SAFETY: EXT_ARG says that the argument is a SubmitArgs, which it is; it and the timespec it
+        // points to outlive the call.
+        let entered =
+            unsafe { self.uring.submitter().enter(queued as u32, wanted as u32, flags.bits(), Some(&args)) };
+        match entered {
+            Ok(_) => Ok(()),
+            Err(error) => match error.raw_os_error() {
+                // Time is up, a signal came, or completions must be taken first.
+                Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// Ends every operation and takes its completion, so that nothing is left to the kernel.
+    fn settle(&mut self) -> io::Result<()> {
+        // A shut-down socket completes its own operations. A cancellation of everything would search
+        // all of them for each one that ends.
+        for slot in &self.shared.slots {
+            // It fails if the connection is gone, which ends its operations as well.
+            let _ = socket::shutdown(slot.socket.as_raw_fd(), Shutdown::Both);
+        }
+        self.reap(TEARDOWN)?;
+        if self.in_flight > 0 {
+            let cancel = opcode::AsyncCancel2::new(CancelBuilder::any()).build();
+            self.push(cancel.user_data(user_data(CANCEL, 0)));
+            self.reap(TEARDOWN)?;
+        }
+        Ok(())
+    }
+
+    fn reap(&mut self, patience: Duration) -> io::Result<()> {
+        let deadline = Instant::now() + patience;
+        loop {
+            while let Some(event) = self.next_event() {
+                if let Event::Received { result: Ok(Some(lease)), .. } = event {
+                    self.give_back(lease);
+                }
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if self.in_flight == 0 || left.is_zero() {
+                return Ok(());
+            }
+            // The kernel finishes more in one pass when more is waited for.
+            self.wait_for(self.in_flight.min(COMPLETIONS_MIN as usize), left.min(TEARDOWN_TURN))?;
+        }
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        let settled = self.settle();
+        if settled.is_ok() && self.in_flight == 0 {
+            // SAFETY: no operation is in flight, so the kernel reads and writes none of this memory
+            // any more; it is not used after this.
+            unsafe { ManuallyDrop::drop(&mut self.shared) }
+        }
+    }
+}
+
+fn user_data(kind: u64, slot: usize) -> u64 {
+    (slot as u64) << 8 | kind
+}
+
+/// Builds the ring with the best flags that this kernel takes.
+fn build(connections: usize) -> io::Result<IoUring> {
+    let completions = (2 * connections as u32).next_power_of_two().clamp(COMPLETIONS_MIN, COMPLETIONS_MAX);
+    let mut entries = SUBMISSIONS;
+    loop {
+        match build_with_flags(entries, completions.max(2 * entries)) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOMEM) && entries > SUBMISSIONS_MIN => {
+                entries /= 2
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+fn build_with_flags(entries: u32, completions: u32) -> io::Result<IoUring> {
+    let mut outcome = Err(io::Error::from_raw_os_error(libc::EINVAL));
+    for tier in 0..4 {
+        let mut builder = IoUring::builder();
+        builder.dontfork().setup_cqsize(completions).setup_clamp();
+        if tier <= 1 {
+            builder.setup_submit_all().setup_single_issuer().setup_defer_taskrun();
+        }
+        if tier == 0 {
+            builder.setup_no_sqarray();
+        }
+        if tier == 2 {
+            builder.setup_coop_taskrun();
+        }
+        outcome = builder.build(entries);
+        if !matches!(&outcome, Err(error) if error.raw_os_error() == Some(libc::EINVAL)) {
+            break;
+        }
+    }
+    outcome
+}
+
+fn unavailable(error: &io::Error) -> Error {
+    let cause = match error.raw_os_error() {
+        Some(libc::ENOSYS | libc::EPERM | libc::EACCES) => denial(),
+        Some(libc::ENOMEM) => {
+            "not enough memory, or RLIMIT_MEMLOCK is too low; raise it with `ulimit -l`".into()
+        }
+        _ => "the client engine needs Linux 6.0 or newer".into(),
+    };
+    Error::machine(format!("the client engine cannot have io_uring: {error}; {cause}"))
+}
+
+/// Names what denies io_uring here, and what allows it.
+fn denial() -> String {
+    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+    if let setting @ ("1" | "2") = read("/proc/sys/kernel/io_uring_disabled").trim() {
+        return format!(
+            "kernel.io_uring_disabled is {setting}; allow it with `sysctl kernel.io_uring_disabled=0`"
+        );
+    }
+    if read("/proc/self/status")
+        .lines()
+        .any(|line| line.strip_prefix("Seccomp:").is_some_and(|mode| mode.trim() == "2"))
+    {
+        return "a seccomp filter denies it, as container engines do; run with a profile that allows io_uring".into();
+    }
+    "this kernel was built without it".into()
+}

@@ -1,0 +1,107 @@
+//! Clocks and counters of processes. What the machine cannot give is None, never 0.
+
+use std::{fs, time::Duration};
+
+use nix::{
+    sys::{
+        resource::{UsageWho, getrusage},
+        time::TimeSpec,
+    },
+    time::{ClockId, clock_getcpuclockid, clock_gettime},
+    unistd::Pid,
+};
+
+/// The CPU clock of a process; it keeps the time of threads that have ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CpuClock(ClockId);
+
+impl CpuClock {
+    pub(crate) fn own() -> Self {
+        Self(ClockId::CLOCK_PROCESS_CPUTIME_ID)
+    }
+
+    pub(crate) fn of(pid: u32) -> Option<Self> {
+        clock_getcpuclockid(Pid::from_raw(pid as i32)).ok().map(Self)
+    }
+
+    pub(crate) fn read(self) -> Option<Duration> {
+        clock_gettime(self.0).ok().map(|time: TimeSpec| time.into())
+    }
+}
+
+/// Context switches of this process so far: voluntary and involuntary.
+pub(crate) fn context_switches() -> Option<(u64, u64)> {
+    let usage = getrusage(UsageWho::RUSAGE_SELF).ok()?;
+    Some((usage.voluntary_context_switches() as u64, usage.involuntary_context_switches() as u64))
+}
+
+/// The most memory that this process has had resident. The maximum that getrusage gives would
+/// include the parent's at the moment of the fork.
+pub(crate) fn peak_memory_bytes() -> Option<u64> {
+    parse_peak(&fs::read_to_string("/proc/self/status").ok()?)
+}
+
+fn parse_peak(status: &str) -> Option<u64> {
+    let value = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kibibytes: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
+/// Time of all CPUs since boot, in ticks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CpuTicks {
+    stolen: u64,
+    all: u64,
+}
+
+impl CpuTicks {
+    pub(crate) fn read() -> Option<Self> {
+        Self::parse(&fs::read_to_string("/proc/stat").ok()?)
+    }
+
+    fn parse(stat: &str) -> Option<Self> {
+        // user nice system idle iowait irq softirq steal; guest time is part of user time.
+        let ticks: Vec<u64> = stat
+            .lines()
+            .find_map(|line| line.strip_prefix("cpu "))?
+            .split_whitespace()
+            .take(8)
+            .map_while(|field| field.parse().ok())
+            .collect();
+        Some(Self { stolen: *ticks.get(7)?, all: ticks.iter().sum() })
+    }
+
+    /// The share of time between two readings that the hypervisor gave to others.
+    pub(crate) fn stolen_share(self, later: Self) -> Option<f64> {
+        let all = later.all.checked_sub(self.all).filter(|all| *all > 0)?;
+        Some(later.stolen.checked_sub(self.stolen)? as f64 / all as f64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stolen_time_is_a_share_of_all_time() {
+        let before = CpuTicks::parse("cpu  10 0 10 70 0 0 0 10 5 5\ncpu0 1 1 1 1 1 1 1 1\n").expect("valid");
+        let after = CpuTicks::parse("cpu  50 0 20 110 0 0 0 20 5 5\n").expect("valid");
+        assert_eq!(before.stolen_share(after), Some(0.1));
+        assert_eq!(before.stolen_share(before), None);
+        assert_eq!(CpuTicks::parse("cpu 1 2 3\n"), None);
+    }
+
+    #[test]
+    fn peak_memory_is_read_from_the_status() {
+        assert_eq!(parse_peak("Name:\tx\nVmHWM:\t    2048 kB\n"), Some(2 << 20));
+        assert_eq!(parse_peak("Name:\tx\n"), None);
+        assert!(peak_memory_bytes().is_some());
+    }
+
+    #[test]
+    fn clocks_of_processes_go_forward() {
+        let own = CpuClock::of(std::process::id()).expect("this process lives");
+        let (first, second) = (own.read(), CpuClock::own().read());
+        assert!(first.is_some() && first <= second);
+    }
+}

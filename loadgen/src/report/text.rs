@@ -1,0 +1,264 @@
+//! The final screen, 80 columns wide, and the lines of progress before it.
+
+use std::{fmt::Write as _, path::Path};
+
+use crate::{
+    cli::Settings,
+    pinning::Cpus,
+    result::{Cell, Comparison, Document, Latency},
+    summary::Line,
+    units::{bytes, grouped},
+    verdict::Metric,
+};
+
+const WIDTH: usize = 80;
+const NAME_WIDTH: usize = 18;
+const MISSING: &str = "-";
+
+/// What is about to happen.
+pub(crate) fn opening(settings: &Settings, cpus: Cpus) -> String {
+    let rows: Vec<String> = settings.rows.iter().map(ToString::to_string).collect();
+    let cells = settings.rounds * settings.rows.len() * settings.connections.len();
+    let pinned = match (cpus.server, cpus.client) {
+        (Some(server), Some(client)) => format!("server on CPU {server}, client on CPU {client}"),
+        _ => "not pinned".into(),
+    };
+    format!(
+        "{}: {cells} cells of {}; {pinned}",
+        rows.join(", "),
+        humantime::format_duration(settings.duration)
+    )
+}
+
+/// One cell that has ended.
+pub(crate) fn progress(cell: &Cell, rounds: usize) -> String {
+    let place = format!(
+        "round {}/{rounds}, {} over {} connections{}",
+        cell.round,
+        cell.row,
+        grouped(cell.connections as u64),
+        if cell.repeat { ", repeated" } else { "" }
+    );
+    match (&cell.error, cell.rps) {
+        (Some(_), _) | (None, None) => format!("{place}: ended early"),
+        (None, Some(rps)) => {
+            let spoiled = cell.checks.iter().find(|check| check.has_spoiled());
+            let spoiled = spoiled.map(|check| format!(" (spoiled: {})", check.detail)).unwrap_or_default();
+            format!("{place}: {} req/s{spoiled}", grouped(rps.round() as u64))
+        }
+    }
+}
+
+/// Tables, then the four lines.
+pub(crate) fn screen(settings: &Settings, document: &Document, path: &Path) -> String {
+    let mut text = String::new();
+    for connections in &settings.connections {
+        table(&mut text, settings, document, *connections);
+    }
+    if text.lines().any(|line| line.split_whitespace().any(|word| word == MISSING)) {
+        text.push_str("-: not available\n\n");
+    }
+    if let Some(summary) = &document.summary {
+        if let Some(verdict) = &summary.verdict {
+            labelled(&mut text, "Verdict", verdict);
+        }
+        labelled(&mut text, "Verified", &summary.verified);
+        labelled(&mut text, "Valid", &summary.valid);
+    }
+    labelled(&mut text, "Report", &path.display().to_string());
+    text
+}
+
+fn table(text: &mut String, settings: &Settings, document: &Document, connections: usize) {
+    let lines: Vec<Line> =
+        settings.rows.iter().map(|row| Line::of(&document.cells, &row.to_string(), connections)).collect();
+    let compared = settings.rows.len() > 1;
+    heading(text, settings, connections);
+    speed_heading(text, compared);
+    for (index, line) in lines.iter().enumerate() {
+        let ratio = match compared {
+            true if index == settings.baseline => "1 (baseline)".into(),
+            true => ratio(&document.comparisons, &line.row, connections),
+            false => String::new(),
+        };
+        speed(text, line, &ratio);
+    }
+    cost_heading(text);
+    lines.iter().for_each(|line| cost(text, line));
+    text.push('\n');
+}
+
+// Writing to a String cannot fail, so the results of `write!` below carry nothing.
+
+fn heading(text: &mut String, settings: &Settings, connections: usize) {
+    let _ = writeln!(
+        text,
+        "{} connection{}, {} requests, {} round{} of {}\n",
+        grouped(connections as u64),
+        plural(connections),
+        bytes(settings.size as u64),
+        settings.rounds,
+        plural(settings.rounds),
+        humantime::format_duration(settings.duration)
+    );
+}
+
+fn plural(count: usize) -> &'static str {
+    if count == 1 { "" } else { "s" }
+}
+
+fn speed_heading(text: &mut String, compared: bool) {
+    let ratio = if compared { "ratio [95 % interval]" } else { "" };
+    let _ = writeln!(
+        text,
+        "{:<NAME_WIDTH$}{:>10}{ratio:>22}{:>10}{:>10}{:>10}",
+        "", "req/s", "p50 us", "p99 us", "p99.9 us"
+    );
+}
+
+fn speed(text: &mut String, line: &Line, ratio: &str) {
+    let latency = |pick: fn(&Latency) -> f64| microseconds(line.latency.as_ref().map(pick));
+    let _ = writeln!(
+        text,
+        "{}{:>10}{ratio:>22}{:>10}{:>10}{:>10}",
+        name(&line.row),
+        number(line.rps, 0),
+        latency(|latency| latency.p50_us),
+        latency(|latency| latency.p99_us),
+        latency(|latency| latency.p999_us)
+    );
+}
+
+fn cost_heading(text: &mut String) {
+    let _ = writeln!(
+        text,
+        "\n{:<NAME_WIDTH$}{:>13}{:>13}{:>12}{:>11}{:>13}",
+        "a request:", "server us", "total us", "syscalls", "switches", "peak memory"
+    );
+}
+
+fn cost(text: &mut String, line: &Line) {
+    let _ = writeln!(
+        text,
+        "{}{:>13}{:>13}{:>12}{:>11}{:>13}",
+        name(&line.row),
+        number(line.server_cpu, 2),
+        number(line.total_cpu, 2),
+        number(line.syscalls, 3),
+        number(line.switches, 3),
+        line.memory_bytes.map_or_else(|| MISSING.into(), bytes)
+    );
+}
+
+/// A name that is too long for its column gets a line of its own.
+fn name(row: &str) -> String {
+    if row.len() < NAME_WIDTH {
+        return format!("{row:<NAME_WIDTH$}");
+    }
+    format!("{row}\n{:<NAME_WIDTH$}", "")
+}
+
+fn number(value: Option<f64>, decimals: usize) -> String {
+    match value {
+        None => MISSING.into(),
+        Some(value) if decimals == 0 => grouped(value.round() as u64),
+        Some(value) => format!("{value:.decimals$}"),
+    }
+}
+
+/// What is too long for its column in microseconds is written in seconds.
+fn microseconds(value: Option<f64>) -> String {
+    match value {
+        Some(value) if value >= 1e7 => format!("{:.1} s", value / 1e6),
+        value => number(value, 0),
+    }
+}
+
+fn ratio(comparisons: &[Comparison], row: &str, connections: usize) -> String {
+    let comparison = comparisons.iter().find(|comparison| {
+        comparison.metric == Metric::PRIMARY && comparison.a == row && comparison.connections == connections
+    });
+    let Some(comparison) = comparison else { return MISSING.into() };
+    interval(comparison.ratio, comparison.low.zip(comparison.high))
+}
+
+/// Four digits, whatever the ratio is, so that the column holds it.
+fn interval(ratio: f64, ends: Option<(f64, f64)>) -> String {
+    let digits = |value: f64| {
+        format!(
+            "{value:.*}",
+            if value < 10.0 {
+                3
+            } else if value < 100.0 {
+                2
+            } else {
+                1
+            }
+        )
+    };
+    match ends {
+        Some((low, high)) => format!("{} [{}, {}]", digits(ratio), digits(low), digits(high)),
+        None => format!("{} [too few]", digits(ratio)),
+    }
+}
+
+/// A labelled paragraph, wrapped at the screen's width.
+fn labelled(text: &mut String, label: &str, body: &str) {
+    const INDENT: usize = 10;
+    let mut column = INDENT;
+    let _ = write!(text, "{label:<INDENT$}");
+    for word in body.split_whitespace() {
+        if column > INDENT && column + 1 + word.len() > WIDTH {
+            let _ = write!(text, "\n{:<INDENT$}", "");
+            column = INDENT;
+        } else if column > INDENT {
+            text.push(' ');
+            column += 1;
+        }
+        text.push_str(word);
+        column += word.len();
+    }
+    text.push('\n');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paragraphs_keep_to_the_width() {
+        let mut text = String::new();
+        labelled(&mut text, "Verdict", &"word ".repeat(60));
+        assert!(text.lines().all(|line| line.len() <= WIDTH), "{text}");
+        assert!(text.lines().skip(1).all(|line| line.starts_with("          word")), "{text}");
+    }
+
+    #[test]
+    fn lines_of_the_tables_keep_to_the_width() {
+        let latency = Latency {
+            mean_us: 1e7,
+            p50_us: 1e6,
+            p90_us: 1e7,
+            p99_us: 9_999_999.0,
+            p999_us: 60_000_000.0,
+            max_us: 1e7,
+        };
+        let line = Line {
+            row: "io_uring:no-multishot".into(),
+            rps: Some(99_999_999.0),
+            latency: Some(latency),
+            server_cpu: Some(1_234.567),
+            total_cpu: Some(1_234.567),
+            syscalls: Some(12.345),
+            switches: None,
+            memory_bytes: Some(123 << 20),
+        };
+        let mut text = String::new();
+        speed_heading(&mut text, true);
+        speed(&mut text, &line, &interval(10.123, Some((9.999, 100.123))));
+        cost_heading(&mut text);
+        cost(&mut text, &line);
+        assert!(text.lines().all(|line| line.len() <= WIDTH), "{text}");
+        assert!(text.contains(" - "), "{text}");
+    }
+}

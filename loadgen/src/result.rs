@@ -1,0 +1,305 @@
+//! The result as it is written: everything about a run, described by `result.schema.json`.
+
+use std::collections::BTreeMap;
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use hdrhistogram::{
+    Histogram,
+    serialization::{Serializer, V2DeflateSerializer},
+};
+use serde::{Serialize, ser};
+
+use crate::{
+    cell::Place,
+    cli::Settings,
+    control::Identity,
+    engine::Failure,
+    machine::{Git, Machine},
+    pinning::Cpus,
+    verdict::{Metric, Verdict},
+};
+
+pub(crate) const SCHEMA: &str = "ringspun-loadgen/1";
+
+/// A whole run.
+#[derive(Debug, Serialize)]
+pub(crate) struct Document {
+    pub(crate) schema: &'static str,
+    /// Whether every cell of the plan is there.
+    pub(crate) complete: bool,
+    pub(crate) interrupted: bool,
+    /// What ended the run early.
+    pub(crate) error: Option<String>,
+    pub(crate) loadgen_version: &'static str,
+    pub(crate) command: Vec<String>,
+    pub(crate) started: String,
+    pub(crate) finished: Option<String>,
+    pub(crate) git: Option<Git>,
+    pub(crate) machine: Machine,
+    pub(crate) settings: Recorded,
+    /// Row names by round, in the order in which they ran.
+    pub(crate) plan: Vec<Vec<String>>,
+    pub(crate) cells: Vec<Cell>,
+    pub(crate) comparisons: Vec<Comparison>,
+    pub(crate) summary: Option<Summary>,
+}
+
+/// The settings as they applied, defaults included.
+#[derive(Debug, Serialize)]
+pub(crate) struct Recorded {
+    pub(crate) mode: &'static str,
+    pub(crate) command: &'static str,
+    pub(crate) rows: Vec<String>,
+    pub(crate) baseline: String,
+    pub(crate) primary_metric: Metric,
+    pub(crate) rounds: usize,
+    pub(crate) order: &'static str,
+    pub(crate) min_effect: f64,
+    pub(crate) connections: Vec<usize>,
+    pub(crate) duration_seconds: f64,
+    pub(crate) warmup_seconds: f64,
+    pub(crate) timeout_seconds: f64,
+    pub(crate) size_bytes: usize,
+    pub(crate) seed: u64,
+    pub(crate) verify: &'static str,
+    pub(crate) client: &'static str,
+    pub(crate) server_cpu: Option<usize>,
+    pub(crate) client_cpu: Option<usize>,
+    pub(crate) tcp_nodelay: bool,
+}
+
+impl Recorded {
+    pub(crate) fn of(settings: &Settings, cpus: Cpus) -> Self {
+        Self {
+            mode: "rr",
+            command: settings.command,
+            rows: settings.rows.iter().map(ToString::to_string).collect(),
+            baseline: settings.rows[settings.baseline].to_string(),
+            primary_metric: Metric::PRIMARY,
+            rounds: settings.rounds,
+            order: settings.order.name(),
+            min_effect: settings.min_effect,
+            connections: settings.connections.clone(),
+            duration_seconds: settings.duration.as_secs_f64(),
+            warmup_seconds: settings.warmup.as_secs_f64(),
+            timeout_seconds: settings.timeout.as_secs_f64(),
+            size_bytes: settings.size,
+            seed: settings.seed,
+            verify: settings.verify.name(),
+            client: "io_uring",
+            server_cpu: cpus.server,
+            client_cpu: cpus.client,
+            tcp_nodelay: true,
+        }
+    }
+}
+
+/// One cell. What was not measured is null.
+#[derive(Debug, Serialize)]
+pub(crate) struct Cell {
+    pub(crate) row: String,
+    pub(crate) round: usize,
+    pub(crate) connections: usize,
+    pub(crate) size: usize,
+    /// Whether it repeats a spoiled cell.
+    pub(crate) repeat: bool,
+    /// Whether a check failed, so that it counts for nothing.
+    pub(crate) spoiled: bool,
+    pub(crate) server: Option<Identity>,
+    pub(crate) ramp_seconds: f64,
+    pub(crate) window_seconds: f64,
+    pub(crate) counts: Counts,
+    pub(crate) rps: Option<f64>,
+    pub(crate) latency: Option<Latency>,
+    #[serde(serialize_with = "v2_deflate")]
+    pub(crate) histogram: Option<Histogram<u64>>,
+    pub(crate) costs: Costs,
+    pub(crate) errors: Vec<Failure>,
+    pub(crate) checks: Vec<Check>,
+    pub(crate) error: Option<String>,
+}
+
+impl Cell {
+    pub(crate) fn new(row: String, place: Place, size: usize) -> Self {
+        Self {
+            row,
+            round: place.round,
+            connections: place.connections,
+            size,
+            repeat: place.repeat,
+            spoiled: false,
+            server: None,
+            ramp_seconds: 0.0,
+            window_seconds: 0.0,
+            counts: Counts { connections_asked: place.connections, ..Counts::default() },
+            rps: None,
+            latency: None,
+            histogram: None,
+            costs: Costs::default(),
+            errors: Vec::new(),
+            checks: Vec::new(),
+            error: None,
+        }
+    }
+
+    /// Whether its figures may be compared.
+    pub(crate) fn counts_for_comparison(&self) -> bool {
+        self.error.is_none() && !self.spoiled
+    }
+
+    pub(crate) fn metric(&self, metric: Metric) -> Option<f64> {
+        match metric {
+            Metric::Rps => self.rps,
+            Metric::P50 => Some(self.latency.as_ref()?.p50_us),
+            Metric::P99 => Some(self.latency.as_ref()?.p99_us),
+            Metric::ServerCpuPerRequest => self.costs.server_cpu_us_per_request,
+            Metric::TotalCpuPerRequest => self.costs.total_cpu_us_per_request,
+            Metric::SyscallsPerRequest => self.costs.syscalls_per_request,
+        }
+    }
+}
+
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Counts {
+    pub(crate) requests: u64,
+    pub(crate) requests_all_phases: u64,
+    pub(crate) bytes_each_way: u64,
+    pub(crate) connections_asked: usize,
+    pub(crate) connections_alive: usize,
+    pub(crate) connections_starved: usize,
+}
+
+/// Time from sending a request to its whole reply.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Latency {
+    pub(crate) mean_us: f64,
+    pub(crate) p50_us: f64,
+    pub(crate) p90_us: f64,
+    pub(crate) p99_us: f64,
+    pub(crate) p999_us: f64,
+    pub(crate) max_us: f64,
+}
+
+impl Latency {
+    /// None if nothing was recorded.
+    pub(crate) fn of(histogram: &Histogram<u64>) -> Option<Self> {
+        let quantile = |quantile| histogram.value_at_quantile(quantile) as f64 / 1e3;
+        (!histogram.is_empty()).then(|| Self {
+            mean_us: histogram.mean() / 1e3,
+            p50_us: quantile(0.5),
+            p90_us: quantile(0.9),
+            p99_us: quantile(0.99),
+            p999_us: quantile(0.999),
+            max_us: histogram.max() as f64 / 1e3,
+        })
+    }
+}
+
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct Costs {
+    pub(crate) server_cpu_us_per_request: Option<f64>,
+    pub(crate) client_cpu_us_per_request: Option<f64>,
+    pub(crate) total_cpu_us_per_request: Option<f64>,
+    pub(crate) syscalls_per_request: Option<f64>,
+    pub(crate) syscalls_in_window: BTreeMap<String, u64>,
+    /// Completions (io_uring) or ready descriptors (epoll) a wait.
+    pub(crate) events_per_wait: Option<f64>,
+    pub(crate) voluntary_switches_per_request: Option<f64>,
+    pub(crate) involuntary_switches_per_request: Option<f64>,
+    pub(crate) server_peak_memory_bytes: Option<u64>,
+    /// CPU time over wall time; 1 is one whole CPU.
+    pub(crate) server_cpu_share: Option<f64>,
+    pub(crate) client_cpu_share: Option<f64>,
+    pub(crate) stolen_share: Option<f64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Check {
+    pub(crate) name: &'static str,
+    pub(crate) passed: bool,
+    /// Whether a cell that fails it counts for nothing; else it is only worth a note.
+    pub(crate) spoils: bool,
+    pub(crate) detail: String,
+}
+
+impl Check {
+    /// A check without which the cell's figures mean nothing.
+    pub(crate) fn required(name: &'static str, passed: bool, detail: String) -> Self {
+        Self { name, passed, spoils: true, detail }
+    }
+
+    /// A check that says how the figures are to be read.
+    pub(crate) fn noted(name: &'static str, passed: bool, detail: String) -> Self {
+        Self { name, passed, spoils: false, detail }
+    }
+
+    pub(crate) fn has_spoiled(&self) -> bool {
+        self.spoils && !self.passed
+    }
+}
+
+/// A metric of row `a` over that of row `b`: one ratio a round.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Comparison {
+    pub(crate) metric: Metric,
+    pub(crate) a: String,
+    pub(crate) b: String,
+    pub(crate) connections: usize,
+    pub(crate) size: usize,
+    /// Hodges-Lehmann estimate.
+    pub(crate) ratio: f64,
+    /// Ends of the 95 % interval; null with fewer than 6 rounds.
+    pub(crate) low: Option<f64>,
+    pub(crate) high: Option<f64>,
+    pub(crate) p: f64,
+    pub(crate) rounds: usize,
+    pub(crate) ratios: Vec<f64>,
+    pub(crate) verdict: Verdict,
+}
+
+/// The four lines below the table.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct Summary {
+    pub(crate) verdict: Option<String>,
+    pub(crate) verified: String,
+    pub(crate) valid: String,
+    /// Whether `--strict` would pass.
+    pub(crate) conclusive_and_valid: bool,
+}
+
+fn v2_deflate<S: ser::Serializer>(
+    histogram: &Option<Histogram<u64>>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    let Some(histogram) = histogram else { return serializer.serialize_none() };
+    let mut bytes = Vec::new();
+    V2DeflateSerializer::new().serialize(histogram, &mut bytes).map_err(ser::Error::custom)?;
+    serializer.serialize_str(&STANDARD.encode(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn histograms_survive_their_serialisation() {
+        #[derive(Serialize)]
+        struct Holder {
+            #[serde(serialize_with = "v2_deflate")]
+            histogram: Option<Histogram<u64>>,
+        }
+        let mut histogram = Histogram::<u64>::new(3).expect("3 digits");
+        (1..=1_000).for_each(|value| histogram.record(value * 1_000).expect("auto-resizing"));
+        let json = serde_json::to_value(Holder { histogram: Some(histogram.clone()) }).expect("serialises");
+        let bytes = STANDARD.decode(json["histogram"].as_str().expect("text")).expect("base64");
+        let back: Histogram<u64> = hdrhistogram::serialization::Deserializer::new()
+            .deserialize(&mut bytes.as_slice())
+            .expect("V2 deflate");
+        assert_eq!(back, histogram);
+    }
+
+    #[test]
+    fn an_empty_histogram_has_no_percentiles() {
+        assert!(Latency::of(&Histogram::new(3).expect("3 digits")).is_none());
+    }
+}

@@ -1,0 +1,157 @@
+//! A whole measurement: the plan carried out cell by cell, kept on disk after each of them.
+
+use std::{path::Path, time::SystemTime};
+
+use crate::{
+    cell::{self, Place},
+    cli::{Format, Settings},
+    error::{Error, Exit},
+    interrupt::Interrupt,
+    machine::{self, Git, Machine},
+    output::Output,
+    pinning::{self, Cpus},
+    plan,
+    report::{self, text},
+    result::{Check, Document, Recorded, SCHEMA},
+    summary,
+};
+
+/// Measures what the settings say, and says how the process should end.
+pub(crate) fn measure(settings: &Settings) -> Result<Exit, Error> {
+    let interrupt = Interrupt::watch()?;
+    let descriptors = machine::raise_descriptor_limit();
+    let most = settings.connections.iter().copied().max().unwrap_or(0);
+    machine::check_descriptors(most, descriptors)?;
+    let cpus = settings.pin.choose()?;
+    let git = Git::describe();
+    // Described before it is pinned, or it would seem to have one CPU.
+    let machine = Machine::describe();
+    let output = Output::create(settings.output.as_deref(), git.as_ref())?;
+    if let Some(cpu) = cpus.client {
+        pinning::pin(cpu)?;
+    }
+    let mut session = Session::new(settings, cpus, interrupt, output, git, machine);
+    let error = session.carry_out().err();
+    session.conclude(error)
+}
+
+struct Session<'a> {
+    settings: &'a Settings,
+    cpus: Cpus,
+    interrupt: Interrupt,
+    output: Output,
+    plan: Vec<Vec<usize>>,
+    document: Document,
+}
+
+impl<'a> Session<'a> {
+    fn new(
+        settings: &'a Settings,
+        cpus: Cpus,
+        interrupt: Interrupt,
+        output: Output,
+        git: Option<Git>,
+        machine: Machine,
+    ) -> Self {
+        let plan = plan::rounds(settings.order, settings.rows.len(), settings.rounds, settings.seed);
+        let named = |round: &Vec<usize>| round.iter().map(|row| settings.rows[*row].to_string()).collect();
+        let document = Document {
+            schema: SCHEMA,
+            complete: false,
+            interrupted: false,
+            error: None,
+            loadgen_version: env!("CARGO_PKG_VERSION"),
+            command: command_line(),
+            started: now(),
+            finished: None,
+            git,
+            machine,
+            settings: Recorded::of(settings, cpus),
+            plan: plan.iter().map(named).collect(),
+            cells: Vec::new(),
+            comparisons: Vec::new(),
+            summary: None,
+        };
+        Self { settings, cpus, interrupt, output, plan, document }
+    }
+
+    /// Rounds outside, connections within: a drift of the machine meets all of them alike.
+    fn carry_out(&mut self) -> Result<(), Error> {
+        report::progress(&text::opening(self.settings, self.cpus));
+        for (index, rows) in self.plan.clone().into_iter().enumerate() {
+            for connections in self.settings.connections.clone() {
+                for row in &rows {
+                    self.measure_cell(Place { round: index + 1, row: *row, connections, repeat: false })?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn measure_cell(&mut self, place: Place) -> Result<(), Error> {
+        let (mut cell, error) = cell::run(self.settings, place, self.cpus, &self.interrupt);
+        cell.spoiled = cell.checks.iter().any(Check::has_spoiled);
+        let spoiled = cell.spoiled;
+        report::progress(&text::progress(&cell, self.settings.rounds));
+        self.document.cells.push(cell);
+        // Kept at once: whatever ends this process, its cells stay, marked as incomplete.
+        self.output.write_result(&self.document)?;
+        match error {
+            Some(error) => Err(error),
+            None if self.interrupt.came() => Err(Error::interrupted()),
+            None if spoiled && !place.repeat => self.measure_cell(Place { repeat: true, ..place }),
+            None => Ok(()),
+        }
+    }
+
+    fn conclude(mut self, error: Option<Error>) -> Result<Exit, Error> {
+        let complete = error.is_none();
+        let document = &mut self.document;
+        document.complete = complete;
+        document.interrupted = error.as_ref().is_some_and(|error| error.exit == Exit::Interrupted);
+        document.error = error.as_ref().map(ToString::to_string);
+        document.finished = Some(now());
+        document.comparisons = summary::comparisons(self.settings, &document.cells);
+        let summary = summary::summarise(self.settings, &document.cells, &document.comparisons, complete);
+        let passes = summary.conclusive_and_valid;
+        document.summary = Some(summary);
+        let path = self.output.result_path();
+        let json = self.output.write_result(document)?;
+        let screen = text::screen(self.settings, document, &path);
+        self.output.write_screen(&screen)?;
+        report::print(if self.settings.format == Format::Json { &json } else { &screen });
+        match error {
+            Some(error) => Err(with_remains(error, &path)),
+            None if self.settings.strict && !passes => {
+                report::progress(
+                    "loadgen: --strict: the run is invalid or inconclusive, see Verdict and Valid",
+                );
+                Ok(Exit::Inconclusive)
+            }
+            None => Ok(Exit::Done),
+        }
+    }
+}
+
+fn with_remains(error: Error, path: &Path) -> Error {
+    Error::new(
+        error.exit,
+        format!("{error} (what was measured is kept in {}, marked incomplete)", path.display()),
+    )
+}
+
+fn now() -> String {
+    humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
+}
+
+/// The command line as given; absolute paths below the current folder become relative, because
+/// results are published.
+fn command_line() -> Vec<String> {
+    let folder = std::env::current_dir().map(|folder| format!("{}/", folder.display())).unwrap_or_default();
+    let arguments = std::env::args().skip(1);
+    let relative = arguments.map(|argument| match argument.strip_prefix(&folder) {
+        Some(rest) if !folder.is_empty() => rest.to_owned(),
+        _ => argument,
+    });
+    std::iter::once("loadgen".to_owned()).chain(relative).collect()
+}

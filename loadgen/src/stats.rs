@@ -1,0 +1,200 @@
+//! Hodges-Lehmann estimates with intervals from the exact Wilcoxon signed-rank distribution.
+//!
+//! The estimate is the median of all pairwise means (Walsh averages) of the log ratios. The number
+//! of Walsh averages above zero is the signed-rank statistic, so its exact distribution under the
+//! hypothesis "no difference" tells how many of them to cut off at either end. Interval and p come
+//! from the same counts and cannot disagree: p is below 0.05 exactly if the interval excludes 1.
+
+/// Fewer rounds than this cannot give a 95 % interval: 2 / 2^5 is above 0.05.
+pub(crate) const ROUNDS_MIN: usize = 6;
+
+const ALPHA: f64 = 0.05;
+
+/// A ratio with what is known about it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Estimate {
+    pub(crate) ratio: f64,
+    /// The 95 % interval, if there are enough rounds for one.
+    pub(crate) interval: Option<(f64, f64)>,
+    pub(crate) p: f64,
+}
+
+/// Estimates the ratio behind one ratio a round; None if there is none, or one that is not above 0.
+pub(crate) fn estimate(ratios: &[f64]) -> Option<Estimate> {
+    if ratios.is_empty() || !ratios.iter().all(|ratio| ratio.is_finite() && *ratio > 0.0) {
+        return None;
+    }
+    let logs: Vec<f64> = ratios.iter().map(|ratio| ratio.ln()).collect();
+    let Shift { median, interval, p } = shift(&logs);
+    Some(Estimate { ratio: median.exp(), interval: interval.map(|(low, high)| (low.exp(), high.exp())), p })
+}
+
+/// By how much values lie beside zero.
+struct Shift {
+    median: f64,
+    interval: Option<(f64, f64)>,
+    p: f64,
+}
+
+fn shift(values: &[f64]) -> Shift {
+    let averages = walsh_averages(values);
+    let cumulative = signed_rank_cumulative(values.len());
+    Shift {
+        median: median_of_sorted(&averages),
+        interval: interval(&averages, &cumulative),
+        p: p_value(&averages, &cumulative),
+    }
+}
+
+/// The median, for values in any order.
+pub(crate) fn median(values: &[f64]) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    (!sorted.is_empty()).then(|| median_of_sorted(&sorted))
+}
+
+fn median_of_sorted(sorted: &[f64]) -> f64 {
+    let middle = sorted.len() / 2;
+    if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 }
+}
+
+fn walsh_averages(values: &[f64]) -> Vec<f64> {
+    let mut averages: Vec<f64> = values
+        .iter()
+        .enumerate()
+        .flat_map(|(index, a)| values[index..].iter().map(move |b| (a + b) / 2.0))
+        .collect();
+    averages.sort_by(f64::total_cmp);
+    averages
+}
+
+/// P(T <= t) of the signed-rank statistic for `count` values, t from 0 to count (count + 1) / 2.
+fn signed_rank_cumulative(count: usize) -> Vec<f64> {
+    let mut probability = vec![0.0; count * (count + 1) / 2 + 1];
+    probability[0] = 1.0;
+    for rank in 1..=count {
+        for total in (0..probability.len()).rev() {
+            let with_rank = if total >= rank { probability[total - rank] } else { 0.0 };
+            probability[total] = (probability[total] + with_rank) / 2.0;
+        }
+    }
+    let mut sum = 0.0;
+    probability
+        .iter()
+        .map(|p| {
+            sum += p;
+            sum
+        })
+        .collect()
+}
+
+fn interval(averages: &[f64], cumulative: &[f64]) -> Option<(f64, f64)> {
+    let cut = cumulative.iter().take_while(|p| 2.0 * **p <= ALPHA).count();
+    let low = cut.checked_sub(1)?;
+    Some((averages[low], averages[averages.len() - 1 - low]))
+}
+
+fn p_value(averages: &[f64], cumulative: &[f64]) -> f64 {
+    // A tie with zero counts for the hypothesis, as it does when the interval's end is zero.
+    let not_above = averages.iter().filter(|average| **average <= 0.0).count();
+    let not_below = averages.iter().filter(|average| **average >= 0.0).count();
+    (2.0 * cumulative[not_above.min(not_below)]).min(1.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ratios(logs: &[f64]) -> Vec<f64> {
+        logs.iter().map(|log| log.exp()).collect()
+    }
+
+    fn close(a: f64, b: f64) -> bool {
+        (a - b).abs() < 1e-9
+    }
+
+    // The published table of critical values for a two-sided test at 5 %: n, largest T to reject.
+    #[test]
+    fn critical_values_are_those_of_the_published_table() {
+        let table =
+            [(6, 0), (7, 2), (8, 3), (9, 5), (10, 8), (12, 13), (15, 25), (20, 52), (25, 89), (30, 137)];
+        for (count, critical) in table {
+            let cumulative = signed_rank_cumulative(count);
+            assert!(2.0 * cumulative[critical] <= 0.05, "{count}");
+            assert!(2.0 * cumulative[critical + 1] > 0.05, "{count}");
+        }
+    }
+
+    #[test]
+    fn the_distribution_is_exact_for_three_values() {
+        let expected = [1.0, 2.0, 3.0, 5.0, 6.0, 7.0, 8.0].map(|count| count / 8.0);
+        assert_eq!(signed_rank_cumulative(3), expected);
+    }
+
+    // Darwin's maize, the classic example of the test. The p-value is that of SciPy's
+    // wilcoxon(method="exact") with T = 24; at T = 25 the two-sided 5 % point lies, so the interval
+    // ends at the 26th Walsh average from either side.
+    #[test]
+    fn darwin_s_maize_agrees_with_the_published_result() {
+        let differences =
+            [49.0, -67.0, 8.0, 16.0, 6.0, 23.0, 28.0, 41.0, 14.0, 29.0, 56.0, 24.0, 75.0, 60.0, -48.0];
+        let shift = shift(&differences);
+        assert!(close(shift.p, 0.041_259_765_625), "{}", shift.p);
+        assert_eq!((shift.median, shift.interval), (25.0, Some((4.0, 41.5))));
+    }
+
+    #[test]
+    fn eight_ratios_agree_with_scipy() {
+        let logs = [0.12, -0.03, 0.2, 0.15, 0.07, 0.31, -0.01, 0.09];
+        let estimate = estimate(&ratios(&logs)).expect("valid ratios");
+        let (low, high) = estimate.interval.expect("eight rounds give an interval");
+        assert!(close(estimate.p, 0.039_062_5) && close(estimate.ratio.ln(), 0.1075));
+        assert!(close(low.ln(), 0.02) && close(high.ln(), 0.215), "{low} {high}");
+    }
+
+    #[test]
+    fn six_rounds_all_on_one_side_are_the_least_evidence() {
+        let six = estimate(&ratios(&[0.1, 0.2, 0.3, 0.4, 0.5, 0.6])).expect("valid ratios");
+        assert!(close(six.p, 0.031_25));
+        let (low, high) = six.interval.expect("six rounds give an interval");
+        assert!(close(low.ln(), 0.1) && close(high.ln(), 0.6));
+        let five = estimate(&ratios(&[0.1, 0.2, 0.3, 0.4, 0.5])).expect("valid ratios");
+        assert!(five.interval.is_none());
+        assert!(five.p > 0.05);
+    }
+
+    #[test]
+    fn interval_and_p_never_disagree() {
+        let mut state = 1_u64;
+        for round in 0..2_000 {
+            let count = 6 + round % 10;
+            let offset = (round % 7) as f64 / 8.0;
+            let logs: Vec<f64> = (0..count)
+                .map(|_| {
+                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    // Coarse values, so that ties and zeros occur.
+                    ((state >> 60) as f64 - 8.0) / 8.0 + offset
+                })
+                .collect();
+            let shift = shift(&logs);
+            let (low, high) = shift.interval.expect("enough rounds");
+            assert_eq!(shift.p <= 0.05, low > 0.0 || high < 0.0, "{logs:?}");
+            assert!(low <= shift.median && shift.median <= high);
+        }
+    }
+
+    #[test]
+    fn swapping_the_sides_inverts_the_ratio() {
+        let forward = [1.1, 1.3, 0.9, 1.2, 1.05, 1.4, 1.15];
+        let backward = forward.map(|ratio: f64| 1.0 / ratio);
+        let (a, b) = (estimate(&forward).expect("valid"), estimate(&backward).expect("valid"));
+        assert!(close(a.ratio * b.ratio, 1.0) && close(a.p, b.p));
+    }
+
+    #[test]
+    fn what_is_no_ratio_gives_no_estimate() {
+        assert!(estimate(&[]).is_none());
+        assert!(estimate(&[1.0, 0.0]).is_none());
+        assert!(estimate(&[1.0, f64::NAN]).is_none());
+    }
+}

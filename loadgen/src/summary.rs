@@ -1,0 +1,214 @@
+//! What the cells amount to: a line a row, the comparisons, and what can be said about them.
+
+use hdrhistogram::Histogram;
+
+use crate::{
+    cli::Settings,
+    result::{Cell, Comparison, Latency, Summary},
+    stats,
+    units::grouped,
+    verdict::{Metric, Verdict},
+};
+
+/// One row over its rounds at one number of connections: medians over rounds, histograms added.
+#[derive(Debug)]
+pub(crate) struct Line {
+    pub(crate) row: String,
+    pub(crate) rps: Option<f64>,
+    pub(crate) latency: Option<Latency>,
+    pub(crate) server_cpu: Option<f64>,
+    pub(crate) total_cpu: Option<f64>,
+    pub(crate) syscalls: Option<f64>,
+    pub(crate) switches: Option<f64>,
+    pub(crate) memory_bytes: Option<u64>,
+}
+
+impl Line {
+    pub(crate) fn of(cells: &[Cell], row: &str, connections: usize) -> Self {
+        let cells: Vec<&Cell> = counted(cells, row, connections).collect();
+        let median = |value: &dyn Fn(&Cell) -> Option<f64>| {
+            stats::median(&cells.iter().filter_map(|cell| value(cell)).collect::<Vec<_>>())
+        };
+        Self {
+            row: row.into(),
+            rps: median(&|cell| cell.rps),
+            latency: merged_latency(&cells),
+            server_cpu: median(&|cell| cell.costs.server_cpu_us_per_request),
+            total_cpu: median(&|cell| cell.costs.total_cpu_us_per_request),
+            syscalls: median(&|cell| cell.costs.syscalls_per_request),
+            switches: median(&|cell| {
+                let costs = &cell.costs;
+                Some(costs.voluntary_switches_per_request? + costs.involuntary_switches_per_request?)
+            }),
+            memory_bytes: cells.iter().filter_map(|cell| cell.costs.server_peak_memory_bytes).max(),
+        }
+    }
+}
+
+fn counted<'a>(cells: &'a [Cell], row: &'a str, connections: usize) -> impl Iterator<Item = &'a Cell> {
+    cells.iter().filter(move |cell| {
+        cell.row == row && cell.connections == connections && cell.counts_for_comparison()
+    })
+}
+
+fn merged_latency(cells: &[&Cell]) -> Option<Latency> {
+    let mut merged: Option<Histogram<u64>> = None;
+    for histogram in cells.iter().filter_map(|cell| cell.histogram.as_ref()) {
+        match &mut merged {
+            // All histograms of a run have the same bounds, so none of the values is out of range.
+            Some(merged) => merged.add(histogram).ok()?,
+            None => merged = Some(histogram.clone()),
+        }
+    }
+    Latency::of(&merged?)
+}
+
+/// Every row against the baseline, in every metric, at every number of connections.
+pub(crate) fn comparisons(settings: &Settings, cells: &[Cell]) -> Vec<Comparison> {
+    let baseline = settings.rows[settings.baseline].to_string();
+    let rows = settings.rows.iter().map(ToString::to_string).filter(|row| *row != baseline);
+    let pairs =
+        rows.flat_map(|row| settings.connections.iter().map(move |connections| (row.clone(), *connections)));
+    pairs
+        .flat_map(|(row, connections)| Metric::ALL.map(|metric| (row.clone(), connections, metric)))
+        .filter_map(|(row, connections, metric)| {
+            compare(settings, cells, &row, &baseline, connections, metric)
+        })
+        .collect()
+}
+
+fn compare(
+    settings: &Settings,
+    cells: &[Cell],
+    a: &str,
+    b: &str,
+    connections: usize,
+    metric: Metric,
+) -> Option<Comparison> {
+    let of_round =
+        |row, round| counted(cells, row, connections).find(|cell| cell.round == round)?.metric(metric);
+    let ratios: Vec<f64> =
+        (1..=settings.rounds).filter_map(|round| Some(of_round(a, round)? / of_round(b, round)?)).collect();
+    let estimate = stats::estimate(&ratios)?;
+    Some(Comparison {
+        metric,
+        a: a.into(),
+        b: b.into(),
+        connections,
+        size: settings.size,
+        ratio: estimate.ratio,
+        low: estimate.interval.map(|(low, _)| low),
+        high: estimate.interval.map(|(_, high)| high),
+        p: estimate.p,
+        rounds: ratios.len(),
+        ratios,
+        verdict: Verdict::of(metric, &estimate, settings.min_effect),
+    })
+}
+
+/// The sentences below the table.
+pub(crate) fn summarise(
+    settings: &Settings,
+    cells: &[Cell],
+    comparisons: &[Comparison],
+    complete: bool,
+) -> Summary {
+    let primary: Vec<&Comparison> =
+        comparisons.iter().filter(|comparison| comparison.metric == Metric::PRIMARY).collect();
+    let spoiled = unrepaired(cells);
+    let conclusive = primary.iter().all(|comparison| comparison.verdict != Verdict::Inconclusive);
+    let compared = settings.rows.len() > 1;
+    let enough = !compared || primary.len() == (settings.rows.len() - 1) * settings.connections.len();
+    Summary {
+        verdict: compared.then(|| verdict_sentence(&primary)),
+        verified: verified_sentence(settings, cells),
+        valid: valid_sentence(cells, &spoiled, complete),
+        conclusive_and_valid: complete && spoiled.is_empty() && conclusive && enough,
+    }
+}
+
+fn verdict_sentence(primary: &[&Comparison]) -> String {
+    if primary.is_empty() {
+        return "none: no round is whole.".into();
+    }
+    let clauses: Vec<String> = primary.iter().map(|comparison| clause(comparison)).collect();
+    format!("{}.", clauses.join("; "))
+}
+
+fn clause(comparison: &Comparison) -> String {
+    let Comparison { a, b, ratio, .. } = comparison;
+    let connections = grouped(comparison.connections as u64);
+    let per_cent = (ratio - 1.0).abs() * 100.0;
+    match comparison.verdict {
+        Verdict::Faster => format!("{a} is {per_cent:.1} % faster than {b} over {connections} connections"),
+        Verdict::Slower => format!("{a} is {per_cent:.1} % slower than {b} over {connections} connections"),
+        Verdict::NoDifferenceShown => format!("no difference shown between {a} and {b} over {connections}"),
+        _ if comparison.low.is_none() => {
+            format!("inconclusive for {a} over {connections}: {} rounds, 6 are needed", comparison.rounds)
+        }
+        _ => format!(
+            "inconclusive for {a} against {b} over {connections}: more rounds or longer windows may tell"
+        ),
+    }
+}
+
+fn verified_sentence(settings: &Settings, cells: &[Cell]) -> String {
+    use crate::message::Verify;
+    let replies = grouped(cells.iter().map(|cell| cell.counts.requests_all_phases).sum());
+    let wrong: u64 = cells.iter().flat_map(|cell| &cell.errors).map(|failure| failure.count).sum();
+    let how = match settings.verify {
+        Verify::Full => "compared byte by byte with their requests",
+        Verify::Header => "compared with the headers of their requests",
+        Verify::Off => "counted only, as --verify off says",
+    };
+    match wrong {
+        0 => format!("{replies} replies, {how}; none wrong or missing."),
+        wrong => format!("{replies} replies, {how}; failures: {}.", grouped(wrong)),
+    }
+}
+
+/// Places of the plan whose cell and repetition both failed a check.
+fn unrepaired(cells: &[Cell]) -> Vec<&Cell> {
+    cells.iter().filter(|cell| cell.spoiled && cell.repeat).collect()
+}
+
+fn valid_sentence(cells: &[Cell], spoiled: &[&Cell], complete: bool) -> String {
+    let mut notes = Vec::new();
+    if !complete {
+        notes.push("the run is not complete".into());
+    }
+    if let Some(cell) = spoiled.first() {
+        let check = cell.checks.iter().find(|check| check.has_spoiled());
+        let detail = check.map_or("a check failed", |check| check.detail.as_str());
+        notes.push(format!("{} cells stayed spoiled ({}: {detail})", spoiled.len(), cell.row));
+    }
+    let repaired = cells.iter().filter(|cell| cell.spoiled && !cell.repeat).count();
+    if repaired > spoiled.len() {
+        notes.push(format!("{} spoiled cells were repeated", repaired - spoiled.len()));
+    }
+    notes.extend(starvation(cells));
+    let bound = cells.iter().filter(|cell| failed(cell, "client_not_saturated")).count();
+    if bound > 0 {
+        notes.push(format!("client-bound in {bound} of {} cells: the true ratio may be larger", cells.len()));
+    }
+    let valid = if complete && spoiled.is_empty() { "yes" } else { "no" };
+    if notes.is_empty() { format!("{valid}.") } else { format!("{valid}; {}.", notes.join("; ")) }
+}
+
+fn failed(cell: &Cell, check: &str) -> bool {
+    cell.checks.iter().any(|done| done.name == check && !done.passed)
+}
+
+/// The cell in which most connections waited through the whole window.
+fn starvation(cells: &[Cell]) -> Option<String> {
+    let starved = cells.iter().filter(|cell| failed(cell, "no_starved_connection"));
+    let count = starved.clone().count();
+    let worst = starved.max_by_key(|cell| cell.counts.connections_starved)?;
+    Some(format!(
+        "starved connections in {count} of {} cells, {} of {} in the worst ({})",
+        cells.len(),
+        grouped(worst.counts.connections_starved as u64),
+        grouped(worst.connections as u64),
+        worst.row
+    ))
+}

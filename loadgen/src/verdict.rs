@@ -1,0 +1,109 @@
+//! What a ratio with its interval means.
+
+use serde::Serialize;
+
+use crate::stats::Estimate;
+
+/// The smallest effect that counts as a difference, unless the command line says otherwise.
+pub(crate) const MIN_EFFECT: f64 = 0.02;
+
+/// What is compared; every ratio is the row's value over the baseline's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Metric {
+    Rps,
+    P50,
+    P99,
+    ServerCpuPerRequest,
+    TotalCpuPerRequest,
+    SyscallsPerRequest,
+}
+
+impl Metric {
+    pub(crate) const ALL: [Self; 6] = [
+        Self::Rps,
+        Self::P50,
+        Self::P99,
+        Self::ServerCpuPerRequest,
+        Self::TotalCpuPerRequest,
+        Self::SyscallsPerRequest,
+    ];
+
+    /// The metric on which the verdict sentence rests, named before anything is measured.
+    pub(crate) const PRIMARY: Self = Self::Rps;
+
+    fn verdicts(self) -> (Verdict, Verdict) {
+        match self {
+            Self::Rps => (Verdict::Faster, Verdict::Slower),
+            Self::P50 | Self::P99 => (Verdict::Slower, Verdict::Faster),
+            _ => (Verdict::Costlier, Verdict::Cheaper),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Verdict {
+    Faster,
+    Slower,
+    Cheaper,
+    Costlier,
+    NoDifferenceShown,
+    Inconclusive,
+}
+
+impl Verdict {
+    /// Judges a metric: a difference counts if the interval excludes 1 and the effect reaches
+    /// `min_effect`, and is denied if the whole interval lies within it.
+    pub(crate) fn of(metric: Metric, estimate: &Estimate, min_effect: f64) -> Self {
+        let Some((low, high)) = estimate.interval else {
+            return Self::Inconclusive;
+        };
+        let (above, below) = metric.verdicts();
+        let upper = 1.0 + min_effect;
+        let lower = 1.0 / upper;
+        if low > 1.0 && estimate.ratio >= upper {
+            above
+        } else if high < 1.0 && estimate.ratio <= lower {
+            below
+        } else if low >= lower && high <= upper {
+            Self::NoDifferenceShown
+        } else {
+            Self::Inconclusive
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdict(metric: Metric, ratio: f64, low: f64, high: f64) -> Verdict {
+        let estimate = Estimate { ratio, interval: Some((low, high)), p: 0.01 };
+        Verdict::of(metric, &estimate, 0.02)
+    }
+
+    #[test]
+    fn a_clear_effect_has_the_direction_of_its_metric() {
+        assert_eq!(verdict(Metric::Rps, 1.07, 1.05, 1.09), Verdict::Faster);
+        assert_eq!(verdict(Metric::Rps, 0.93, 0.9, 0.95), Verdict::Slower);
+        assert_eq!(verdict(Metric::P99, 1.07, 1.05, 1.09), Verdict::Slower);
+        assert_eq!(verdict(Metric::P50, 0.9, 0.8, 0.95), Verdict::Faster);
+        assert_eq!(verdict(Metric::SyscallsPerRequest, 0.1, 0.08, 0.12), Verdict::Cheaper);
+        assert_eq!(verdict(Metric::TotalCpuPerRequest, 1.2, 1.1, 1.3), Verdict::Costlier);
+    }
+
+    #[test]
+    fn an_interval_within_the_margin_shows_no_difference() {
+        assert_eq!(verdict(Metric::Rps, 1.001, 0.99, 1.01), Verdict::NoDifferenceShown);
+        assert_eq!(verdict(Metric::Rps, 1.01, 1.005, 1.015), Verdict::NoDifferenceShown);
+    }
+
+    #[test]
+    fn everything_else_is_inconclusive() {
+        assert_eq!(verdict(Metric::Rps, 1.05, 0.97, 1.12), Verdict::Inconclusive);
+        assert_eq!(verdict(Metric::Rps, 1.015, 1.005, 1.04), Verdict::Inconclusive);
+        let few = Estimate { ratio: 2.0, interval: None, p: 0.0625 };
+        assert_eq!(Verdict::of(Metric::Rps, &few, 0.02), Verdict::Inconclusive);
+    }
+}

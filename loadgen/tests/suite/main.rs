@@ -1,0 +1,6 @@
+//! Tests of the real binary: the comparison it is for, servers that misbehave, and bad days.
+
+mod bad_days;
+mod common;
+mod comparison;
+mod wrong_servers;

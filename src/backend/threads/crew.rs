@@ -1,0 +1,106 @@
+//! The threads of a reactor: each is joined, and none is kept longer than until the next one ends.
+
+use std::{
+    collections::HashMap,
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread::{Builder, JoinHandle},
+};
+
+use crate::sys;
+
+/// What the joint has a thread do.
+pub(crate) type Work = Box<dyn FnOnce() + Send>;
+
+/// Memory mappings that one thread takes: its stack and its signal stack, with a guard page each.
+const MAPPINGS_A_THREAD: usize = 4;
+
+/// The threads that run.
+///
+/// An ending thread joins the one that ended before it, and leaves its own handle to the next, so
+/// that stacks are given back without anybody being woken for it.
+pub(crate) struct Crew {
+    /// A process that runs out of memory mappings cannot even report it, so threads take at most
+    /// three quarters of them.
+    max: usize,
+    roll: Mutex<Roll>,
+    left: Left,
+}
+
+/// Called after a thread has been struck off the roll.
+pub(crate) type Left = Box<dyn Fn() + Send + Sync>;
+
+#[derive(Debug, Default)]
+struct Roll {
+    next: u64,
+    running: HashMap<u64, JoinHandle<()>>,
+    ended_last: Option<JoinHandle<()>>,
+}
+
+impl Crew {
+    pub(crate) fn new(left: Left) -> Self {
+        let max = sys::mappings_limit() / 4 * 3 / MAPPINGS_A_THREAD;
+        Self { max, roll: Mutex::default(), left }
+    }
+
+    /// Starts a thread, whose stack is as large as the standard library makes them.
+    pub(crate) fn start(self: &Arc<Self>, name: &str, work: Work) -> io::Result<()> {
+        // Held until the handle is on the roll, where the thread will look for it.
+        let mut roll = self.roll();
+        if roll.running.len() >= self.max {
+            return Err(io::Error::other("vm.max_map_count leaves no room for the stack of another thread"));
+        }
+        let number = roll.next;
+        let crew = Arc::clone(self);
+        let run = move || {
+            let _leaving = Leaving { crew, number };
+            work();
+        };
+        let handle = Builder::new().name(name.to_owned()).spawn(run)?;
+        roll.next += 1;
+        roll.running.insert(number, handle);
+        Ok(())
+    }
+
+    /// Whether no thread runs any more, but for its very last instructions.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.roll().running.is_empty()
+    }
+
+    /// Waits until the last of the ended threads is gone.
+    pub(crate) fn join(&self) {
+        let last = self.roll().ended_last.take();
+        join(last);
+    }
+
+    fn leave(&self, number: u64) {
+        let before = {
+            let mut roll = self.roll();
+            let own = roll.running.remove(&number);
+            std::mem::replace(&mut roll.ended_last, own)
+        };
+        join(before);
+        (self.left)();
+    }
+
+    fn roll(&self) -> MutexGuard<'_, Roll> {
+        self.roll.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn join(handle: Option<JoinHandle<()>>) {
+    // A panic that got here has been printed by the panic hook.
+    handle.into_iter().for_each(|handle| drop(handle.join()));
+}
+
+/// Strikes a thread off the roll, however it ends.
+struct Leaving {
+    crew: Arc<Crew>,
+    number: u64,
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        self.crew.leave(self.number);
+    }
+}

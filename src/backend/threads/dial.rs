@@ -1,0 +1,175 @@
+//! A connection attempt: one thread makes it, any other may end it.
+
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+use nix::poll::{PollFd, PollFlags, poll};
+
+use super::round_up;
+use crate::{
+    error::Errno,
+    reason::ConnectError,
+    stats::{Branch, Syscall},
+    sys::{self, ClientSocketError},
+};
+
+/// One attempt, which tries one address after the other.
+#[derive(Debug, Default)]
+pub(crate) struct Dial {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// What the resolver said.
+    addresses: Option<io::Result<Vec<SocketAddr>>>,
+    /// Why the attempt is to end before its time.
+    given_up: Option<ConnectError>,
+    /// What is being connected.
+    socket: Option<Arc<OwnedFd>>,
+    /// It has come to an end, whichever.
+    over: bool,
+}
+
+/// For those who watch.
+impl Dial {
+    /// Gives the attempt the addresses that it waits for.
+    pub(crate) fn resolved(&self, addresses: io::Result<Vec<SocketAddr>>) {
+        self.state().addresses = Some(addresses);
+        self.changed.notify_one();
+    }
+
+    /// Ends the attempt for this reason, unless it has ended.
+    pub(crate) fn give_up(&self, error: ConnectError) {
+        let mut state = self.state();
+        if !state.over {
+            state.given_up.get_or_insert(error);
+        }
+        // A socket that connects is taken back by this, and the thread that polls it wakes.
+        state.socket.iter().for_each(|socket| sys::shutdown_read(socket.as_fd()));
+        self.changed.notify_one();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Fails, for good, if the attempt has been given up.
+    fn check(&mut self) -> Result<(), ConnectError> {
+        let given_up = self.given_up.take();
+        self.over |= given_up.is_some();
+        given_up.map_or(Ok(()), Err)
+    }
+}
+
+/// For the thread that makes it.
+impl Dial {
+    /// Connects to the first address that answers. Reads of the socket wait.
+    pub(crate) fn run(
+        &self,
+        bind: Option<SocketAddr>,
+        deadline: Instant,
+        counters: &Branch,
+    ) -> Result<OwnedFd, ConnectError> {
+        let addresses = self.wait_for_addresses(deadline)?;
+        let mut failure = ConnectError::Resolve(io::Error::other("the name has no address"));
+        for address in addresses {
+            match self.connect(address, bind, deadline, counters) {
+                Ok(socket) => return Ok(socket),
+                Err(error) => failure = error,
+            }
+            let mut state = self.state();
+            state.socket = None;
+            if state.over {
+                return Err(failure);
+            }
+        }
+        self.state().over = true;
+        Err(failure)
+    }
+
+    fn wait_for_addresses(&self, deadline: Instant) -> Result<Vec<SocketAddr>, ConnectError> {
+        let mut state = self.state();
+        loop {
+            state.check()?;
+            if let Some(addresses) = state.addresses.take() {
+                state.over = addresses.is_err();
+                return addresses.map_err(ConnectError::Resolve);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                state.given_up = Some(ConnectError::TimedOut);
+            } else {
+                let waited = self.changed.wait_timeout(state, left);
+                state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            }
+        }
+    }
+
+    fn connect(
+        &self,
+        address: SocketAddr,
+        bind: Option<SocketAddr>,
+        deadline: Instant,
+        counters: &Branch,
+    ) -> Result<OwnedFd, ConnectError> {
+        let socket = Arc::new(sys::client_socket(address, bind).map_err(why)?);
+        counters.call(Syscall::Connect);
+        if !sys::connect(socket.as_fd(), address).map_err(ConnectError::from_errno)? {
+            self.show(&socket)?;
+            self.wait(socket.as_fd(), deadline, counters).map_err(ConnectError::from_errno)?;
+        }
+        sys::set_blocking(socket.as_fd()).map_err(ConnectError::from_errno)?;
+        self.connected(socket)
+    }
+
+    /// Lets others take the socket back, if none of them has given up before there was one.
+    fn show(&self, socket: &Arc<OwnedFd>) -> Result<(), ConnectError> {
+        let mut state = self.state();
+        state.check()?;
+        state.socket = Some(Arc::clone(socket));
+        Ok(())
+    }
+
+    /// Waits for the socket to connect or to fail, until the attempt's time is over.
+    fn wait(&self, socket: BorrowedFd<'_>, deadline: Instant, counters: &Branch) -> Result<(), Errno> {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                self.give_up(ConnectError::TimedOut);
+                return Ok(());
+            }
+            counters.call(Syscall::Poll);
+            match poll(&mut [PollFd::new(socket, PollFlags::POLLOUT)], round_up(left)) {
+                Ok(0) | Err(nix::errno::Errno::EINTR) => {}
+                Ok(_) => return sys::take_error(socket).map_or(Ok(()), Err),
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    /// The attempt has succeeded, unless somebody has given it up before.
+    fn connected(&self, socket: Arc<OwnedFd>) -> Result<OwnedFd, ConnectError> {
+        let mut state = self.state();
+        state.socket = None;
+        state.check()?;
+        state.over = true;
+        // That was the only other reference: those who give up borrow it under the lock.
+        Arc::into_inner(socket).ok_or(ConnectError::User)
+    }
+}
+
+fn why(error: ClientSocketError) -> ConnectError {
+    match error {
+        ClientSocketError::Bind(local, errno) => ConnectError::Bind(local, errno),
+        ClientSocketError::Other(errno) => ConnectError::from_errno(errno),
+    }
+}

@@ -1,0 +1,218 @@
+//! Listening ports of the main thread, and what becomes of those who come to them.
+
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{
+    Main,
+    connection::{Parts, ThreadConnection},
+    host::Built,
+    hosts::Hold,
+    shared::{Duty, Shared},
+};
+use crate::{
+    backend::{
+        accept::{AcceptDecision, decide},
+        threads::Wire,
+    },
+    error::{Errno, Error},
+    factory::Peer,
+    host::caught,
+    id::PortKey,
+    port::Port,
+    reactor::{State, TimerCall},
+    stats::{Count, Syscall},
+    sys,
+};
+
+/// Connections that one port accepts before others get their turn.
+const ACCEPTS_A_TURN: usize = 64;
+/// A failing accept is logged once, and again only after this long.
+const QUIET: Duration = Duration::from_secs(60);
+/// What to do where peers are turned away for want of descriptors.
+const MORE_DESCRIPTORS: &str = "peers that wait are turned away; raise `ulimit -n` or serve fewer";
+/// What to do where peers are turned away for want of threads.
+const MORE_THREADS: &str =
+    "the peer is turned away; raise `ulimit -u` or vm.max_map_count, or choose another backend";
+
+/// A port that is open.
+pub(super) struct OpenPort {
+    port: Port,
+    quiet_until: Option<Instant>,
+}
+
+/// Ports.
+impl Main {
+    pub(super) fn open_port(&mut self, port: Port) {
+        if self.stopping || port.is_stopped() {
+            port.mark_stopped();
+            self.port_done(&port, None);
+            return;
+        }
+        if let Err(error) = self.use_host(port.host()) {
+            port.mark_stopped();
+            log::error!("{error}; (TCP Port {} Closed)", port.number());
+            self.port_done(&port, Some(&error));
+            self.fail_start(error);
+            return;
+        }
+        self.doors.open(port.key(), port.listener());
+        self.ports.insert(port.key(), OpenPort { port, quiet_until: None });
+    }
+
+    /// A factory that cannot start ends a reactor that is only just starting: nothing would listen.
+    fn fail_start(&mut self, error: Error) {
+        if self.ports.is_empty() && self.core().change_state(State::Running, State::Stopping) {
+            self.failed = Some(error);
+        }
+    }
+
+    /// Accepts no more, at any port.
+    pub(super) fn shut_all_ports(&mut self) {
+        for (key, open) in &self.ports {
+            open.port.mark_stopped();
+            self.doors.close(*key);
+        }
+    }
+
+    pub(super) fn all_ports_closed(&mut self) {
+        let keys: Vec<_> = self.ports.keys().copied().collect();
+        keys.into_iter().for_each(|key| self.port_closed(key, None));
+    }
+
+    pub(super) fn port_closed(&mut self, key: PortKey, error: Option<&Error>) {
+        let Some(OpenPort { port, .. }) = self.ports.remove(&key) else { return };
+        port.mark_stopped();
+        self.doors.close(key);
+        log::info!("(TCP Port {} Closed)", port.number());
+        self.release_host(port.host());
+        self.port_done(&port, error);
+    }
+
+    fn port_done(&mut self, port: &Port, error: Option<&Error>) {
+        for call in port.take_on_done() {
+            let _ = caught(|| call(&self.shared.reactor, error));
+        }
+    }
+}
+
+/// Accepting.
+impl Main {
+    /// Lets in those who wait at a port.
+    pub(super) fn accept(&mut self, key: PortKey) {
+        for _ in 0..ACCEPTS_A_TURN {
+            match self.doors.accept(key, &self.counters) {
+                Some(Ok(socket)) => self.accepted(key, socket),
+                Some(Err(errno)) => {
+                    if !self.accept_failed(key, errno) {
+                        return;
+                    }
+                }
+                None => return,
+            }
+        }
+    }
+
+    fn accepted(&mut self, key: PortKey, socket: OwnedFd) {
+        self.counters.add(Count::Accepted, 1);
+        let Some(OpenPort { port, .. }) = self.ports.get(&key) else { return };
+        let Some(hosted) = self.hosted(port.host()) else { return };
+        let (port, shared) = (port.clone(), Arc::clone(&self.shared));
+        let hold = Hold::new(&shared, &hosted);
+        let started = self.shared.start(move |duty| welcome(&shared, hold, &port, socket, duty));
+        if let Err(error) = started {
+            // The socket is closed already: it went with the work that could not be started.
+            self.counters.call(Syscall::Close);
+            self.counters.add(Count::RefusedThreads, 1);
+            self.log_accept_failure(key, &error.to_string(), MORE_THREADS);
+        }
+    }
+
+    /// Answers whether to accept the next one at once.
+    fn accept_failed(&mut self, key: PortKey, errno: Errno) -> bool {
+        let decision = decide(errno);
+        match decision {
+            AcceptDecision::Next => {}
+            AcceptDecision::Shed => {
+                self.log_accept_failure(key, &errno.to_string(), MORE_DESCRIPTORS);
+                let shed = self.doors.shed(key, &self.counters);
+                self.counters.add(Count::RefusedDescriptors, shed as u64);
+                self.rest(key);
+            }
+            AcceptDecision::Rest => {
+                self.log_accept_failure(key, &errno.to_string(), "accepting rests");
+                self.rest(key);
+            }
+            AcceptDecision::Over => {
+                self.log_accept_failure(key, &errno.to_string(), "the port is closed");
+                self.port_closed(key, None);
+            }
+        }
+        decision == AcceptDecision::Next
+    }
+
+    fn rest(&mut self, key: PortKey) {
+        self.doors.close(key);
+        let backoff = self.shared.limits().accept_backoff;
+        self.shared.reactor.schedule_key(backoff, TimerCall::AcceptAgain(key));
+    }
+
+    pub(super) fn accept_again(&mut self, key: PortKey) {
+        if let Some(open) = self.ports.get(&key).filter(|open| !open.port.is_stopped()) {
+            self.doors.open(key, open.port.listener());
+        }
+    }
+
+    fn log_accept_failure(&mut self, key: PortKey, cause: &str, remedy: &str) {
+        let now = self.now;
+        let Some(open) = self.ports.get_mut(&key) else { return };
+        if open.quiet_until.is_none_or(|until| now >= until) {
+            let (factory, port) = (open.port.factory_name(), open.port.number());
+            log::error!("{factory} on {port} could not accept a connection: {cause}; {remedy}");
+        }
+        open.quiet_until = Some(now + QUIET);
+    }
+}
+
+/// The life of the thread of an accepted connection.
+fn welcome(shared: &Arc<Shared>, hold: Hold, port: &Port, socket: OwnedFd, duty: &mut Duty) {
+    let wire = Wire::new(socket, shared.reactor.core.counters.branch());
+    match make(shared, &hold, wire, &|| !port.is_stopped()) {
+        Made::Connection(connection) => drop(connection.serve(duty)),
+        Made::Refused(wire) => wire.counters().add(Count::RefusedByFactory, 1),
+        Made::Stopped(wire) => wire.counters().add(Count::RefusedStopped, 1),
+    }
+}
+
+/// What became of a socket.
+pub(super) enum Made {
+    Connection(Arc<ThreadConnection>),
+    /// The factory does not want it.
+    Refused(Wire),
+    /// Nobody wants it any more.
+    Stopped(Wire),
+}
+
+/// Has the factory build a protocol for a socket, and makes a connection of both.
+pub(super) fn make(shared: &Arc<Shared>, hold: &Hold, wire: Wire, wanted: &dyn Fn() -> bool) -> Made {
+    let mut ask = || sys::peer_address(wire.as_fd()).into();
+    let mut peer = Peer::new(&mut ask);
+    let built = Arc::clone(&hold.hosted.host).build(&mut peer, wanted);
+    let peer = peer.answer();
+    let protocol = match built {
+        Built::Protocol(protocol) => protocol,
+        Built::Refused => return Made::Refused(wire),
+        Built::Unwanted => return Made::Stopped(wire),
+    };
+    let (shared, hosted) = (Arc::clone(shared), Arc::clone(&hold.hosted));
+    match shared.clone().table.insert(Parts { shared, hosted, protocol, wire, peer }) {
+        Ok(connection) => Made::Connection(connection),
+        Err(Parts { protocol, wire, .. }) => {
+            protocol.forget();
+            Made::Stopped(wire)
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Connection attempts: begun on the main thread, made on the thread that the connection will have.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Instant};
+
+use super::{
+    Main,
+    accepting::{Made, make},
+    hosts::Hold,
+    shared::{Duty, Note, Shared},
+};
+use crate::{
+    backend::threads::{Wire, dial::Dial},
+    connector::{Attempt, Connector, ConnectorState, Destination},
+    error::Errno,
+    host::FactoryEvent,
+    reason::{ConnectError, Reason},
+    resolve,
+    stats::{Branch, Count},
+    timer::deadline_after,
+};
+
+/// An attempt under way, by which the main thread can reach it.
+pub(super) struct Underway {
+    attempt: Attempt,
+    pub(super) dial: Arc<Dial>,
+}
+
+impl Main {
+    pub(super) fn begin_connecting(&mut self, connector: Connector) {
+        let host = connector.host();
+        if self.stopping {
+            connector.set_disconnected();
+            return self.release_connector(&connector);
+        }
+        if !connector.set_counted(true)
+            && let Err(error) = self.use_host(host)
+        {
+            log::error!("{error}; not connecting to {}", connector.get_destination());
+            connector.set_counted(false);
+            return connector.set_disconnected();
+        }
+        let Some(hosted) = self.hosted(host) else { return };
+        let (attempt, dial) = (connector.attempt(), Arc::new(Dial::default()));
+        let underway = Underway { attempt, dial: Arc::clone(&dial) };
+        self.attempts.insert(connector.key(), underway);
+        let try_it = Try {
+            hold: Hold::new(&self.shared, &hosted),
+            shared: Arc::clone(&self.shared),
+            connector: connector.clone(),
+            attempt,
+            deadline: deadline_after(Instant::now(), connector.options().timeout),
+        };
+        match self.shared.start(move |duty| try_it.run(&dial, duty)) {
+            Ok(()) => self.look_up(connector, attempt),
+            Err(error) => self.cannot_try(&connector, attempt, &error),
+        }
+    }
+
+    fn look_up(&mut self, connector: Connector, attempt: Attempt) {
+        let options = connector.options();
+        match &options.destination {
+            Destination::Address(address) => {
+                let addresses: io::Result<Vec<SocketAddr>> = Ok(vec![*address]);
+                self.with_attempt(&connector, attempt, |dial| dial.resolved(addresses));
+            }
+            Destination::Name(name, port) => {
+                let (name, port) = (name.clone(), *port);
+                resolve::spawn(&self.shared.reactor, connector, attempt, name, port);
+            }
+        }
+    }
+
+    /// No thread could be started for an attempt, so its factory is told on this one.
+    fn cannot_try(&mut self, connector: &Connector, attempt: Attempt, error: &io::Error) {
+        self.attempt_ended(connector, attempt);
+        self.counters.add(Count::ConnectFailed, 1);
+        connector.set_disconnected();
+        let error = ConnectError::Errno(Errno::from_raw(error.raw_os_error().unwrap_or(libc::EAGAIN)));
+        let _ = self.tell_factory(connector.host(), FactoryEvent::ConnectFailed(connector, &error));
+        self.release_connector(connector);
+    }
+
+    pub(super) fn with_attempt(&self, connector: &Connector, attempt: Attempt, act: impl FnOnce(&Dial)) {
+        let underway = self.attempts.get(&connector.key());
+        if let Some(underway) = underway.filter(|underway| underway.attempt == attempt) {
+            act(&underway.dial);
+        }
+    }
+
+    pub(super) fn attempt_ended(&mut self, connector: &Connector, attempt: Attempt) {
+        if self.attempts.get(&connector.key()).is_some_and(|underway| underway.attempt == attempt) {
+            self.attempts.remove(&connector.key());
+        }
+    }
+
+    /// Counts a connector off its factory, unless that has told it to connect again: then it keeps
+    /// its place for the next attempt.
+    pub(super) fn release_connector(&mut self, connector: &Connector) {
+        if connector.state() == ConnectorState::Disconnected && connector.set_counted(false) {
+            self.release_host(connector.host());
+        }
+    }
+}
+
+/// An attempt, as its thread makes it.
+struct Try {
+    shared: Arc<Shared>,
+    hold: Hold,
+    connector: Connector,
+    attempt: Attempt,
+    deadline: Instant,
+}
+
+impl Try {
+    /// The life of the thread: the attempt, and the connection if there is one.
+    fn run(self, dial: &Dial, duty: &mut Duty) {
+        self.tell_factory(duty, FactoryEvent::StartedConnecting(&self.connector));
+        let counters = self.shared.reactor.core.counters.branch();
+        match dial.run(self.connector.options().bind, self.deadline, &counters) {
+            Ok(socket) => self.connected(Wire::new(socket, counters), duty),
+            Err(error) => self.failed(&error, &counters, duty),
+        }
+        // What may drop the connector, and so forget its factory, comes after all that needs it.
+        self.shared.note(Note::ConnectorEnded(self.connector.clone()));
+    }
+
+    fn connected(&self, wire: Wire, duty: &mut Duty) {
+        wire.counters().add(Count::Connected, 1);
+        self.ended();
+        match make(&self.shared, &self.hold, wire, &|| true) {
+            Made::Connection(connection) => {
+                self.connector.set_connected(connection.id());
+                let reason = connection.serve(duty);
+                drop(connection);
+                self.lost(&reason, duty);
+            }
+            Made::Refused(wire) => {
+                wire.counters().add(Count::RefusedByFactory, 1);
+                drop(wire);
+                self.lost(&Reason::Done, duty);
+            }
+            Made::Stopped(wire) => self.failed(&ConnectError::Shutdown, wire.counters(), duty),
+        }
+    }
+
+    fn failed(&self, error: &ConnectError, counters: &Branch, duty: &mut Duty) {
+        counters.add(Count::ConnectFailed, 1);
+        self.connector.set_disconnected();
+        self.tell_factory(duty, FactoryEvent::ConnectFailed(&self.connector, error));
+        self.ended();
+    }
+
+    /// The protocol has been told; now the factory is (K3).
+    fn lost(&self, reason: &Reason, duty: &mut Duty) {
+        self.connector.set_disconnected();
+        self.tell_factory(duty, FactoryEvent::ConnectLost(&self.connector, reason));
+    }
+
+    fn ended(&self) {
+        self.shared.note(Note::AttemptEnded(self.connector.clone(), self.attempt));
+    }
+
+    fn tell_factory(&self, duty: &mut Duty, event: FactoryEvent<'_>) {
+        let _ = self.shared.tell_factory(&self.hold.hosted, duty, event);
+    }
+}

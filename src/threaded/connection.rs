@@ -1,0 +1,420 @@
+//! One connection among threads: who works on it, and when.
+//!
+//! Working on a connection means asking its state machine for the next step and doing that, until
+//! there is none. Only one thread at a time does so: the one that has the baton. This is why no
+//! two callbacks of a connection ever run at once, though they may run on different threads.
+//!
+//! * Its own thread, the reader, has the baton while it works, and lays it down when it goes to
+//!   wait: for bytes in the kernel, or, while the protocol has paused it, for somebody to hand it
+//!   the baton.
+//! * Whoever changes a connection [pokes](ThreadConnection::poke) it afterwards. If the baton lies
+//!   there while the reader is in the kernel, the one who pokes takes it and works. If the reader
+//!   waits for it, it is handed over. If somebody has it, nothing needs to be done: he looks once
+//!   more before he lays it down, whenever he has let go of the lock in between.
+//! * The reader alone ever waits for the baton, and only ever for its own.
+//! * The end is the reader's too: whoever finds that a connection is over wakes the reader, which
+//!   tells the protocol and lets go of the socket.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+use super::{
+    host::ThreadProtocol,
+    hosts::Hosted,
+    link::ThreadLink,
+    shared::{Duty, Shared, lock},
+};
+use crate::{
+    address::Address,
+    backend::threads::Wire,
+    connection::{Arrival, Connection, Step},
+    error::Errno,
+    event_loop::loss_count,
+    host::{Env, ProtocolEvent, caught},
+    id::{ConnId, HostKey},
+    limits::Limits,
+    output::{Batch, Pool},
+    protocol::ErasedCall,
+    reason::{Loss, Reason},
+    stats::Count,
+    timer::TimerKey,
+};
+
+/// A receive buffer at first: most messages are small, and a thread has a buffer for itself.
+const BUFFER_BYTES: usize = 4 << 10;
+/// A receive buffer at most; it doubles with each receive that fills it.
+const BUFFER_BYTES_MAX: usize = 64 << 10;
+/// One who works for others sends this often in a row before he leaves the rest to the sender.
+const SENDS_IN_A_ROW: usize = 16;
+
+/// Who works on a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Baton {
+    /// Nobody; the reader is in the kernel, or on its way there or back.
+    Free,
+    /// Nobody; the reader waits to be handed it.
+    Awaited,
+    /// Somebody.
+    Taken,
+}
+
+/// One connection.
+pub(super) struct ThreadConnection {
+    id: ConnId,
+    shared: Arc<Shared>,
+    hosted: Arc<Hosted>,
+    protocol: Box<dyn ThreadProtocol>,
+    wire: Wire,
+    state: Mutex<State>,
+    /// The reader's, when it waits for the baton.
+    turn: Condvar,
+}
+
+/// What a connection is made of.
+pub(super) struct Parts {
+    pub(super) shared: Arc<Shared>,
+    pub(super) hosted: Arc<Hosted>,
+    pub(super) protocol: Box<dyn ThreadProtocol>,
+    pub(super) wire: Wire,
+    /// The peer's address, if the factory has asked for it.
+    pub(super) peer: Option<Address>,
+}
+
+/// What the lock guards. No user code runs under it, and no call that waits.
+pub(super) struct State {
+    pub(super) connection: Connection,
+    pub(super) pool: Pool,
+    pub(super) timers: Vec<TimerKey>,
+    pub(super) peer: Option<Address>,
+    pub(super) host: Option<Address>,
+    /// Calls for the protocol, from timers and posts.
+    mail: VecDeque<ErasedCall>,
+    /// Output that did not go at once; the sender watches for room.
+    waiting: Option<Box<Batch>>,
+    deadline: Option<(Instant, TimerKey)>,
+    baton: Baton,
+    /// The reader is back from the kernel and waits for the baton.
+    reader_waits: bool,
+    /// The connection wants to receive.
+    reading: bool,
+    /// The machine has stopped; only the protocol has yet to be told.
+    over: bool,
+    /// The protocol has been told of the loss.
+    pub(super) lost: bool,
+}
+
+/// On whose behalf a thread works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Worker {
+    Reader,
+    Other,
+}
+
+/// For everyone.
+impl ThreadConnection {
+    /// A connection that its own thread, which makes it, is going to [serve](Self::serve).
+    pub(super) fn new(id: ConnId, parts: Parts) -> Self {
+        let Parts { shared, hosted, protocol, wire, peer } = parts;
+        let state = State {
+            connection: Connection::new(hosted.host.half_closeable()),
+            pool: Pool::default(),
+            timers: Vec::new(),
+            peer,
+            host: None,
+            mail: VecDeque::new(),
+            waiting: None,
+            deadline: None,
+            baton: Baton::Taken,
+            reader_waits: false,
+            reading: false,
+            over: false,
+            lost: false,
+        };
+        let (state, turn) = (Mutex::new(state), Condvar::new());
+        Self { id, shared, hosted, protocol, wire, state, turn }
+    }
+
+    pub(super) fn id(&self) -> ConnId {
+        self.id
+    }
+
+    /// The factory's name.
+    pub(super) fn host(&self) -> HostKey {
+        self.hosted.key
+    }
+
+    pub(super) fn wire(&self) -> &Wire {
+        &self.wire
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// Sees to it that somebody works on the connection, now that it has been changed.
+    pub(super) fn poke(&self, duty: &mut Duty) {
+        let mut state = self.lock();
+        match state.baton {
+            Baton::Free => {
+                state.baton = Baton::Taken;
+                let mut state = self.work(state, duty, Worker::Other);
+                state.baton = Baton::Free;
+                if state.reader_waits {
+                    self.turn.notify_one();
+                }
+            }
+            Baton::Awaited => {
+                state.baton = Baton::Taken;
+                self.turn.notify_one();
+            }
+            Baton::Taken => {}
+        }
+    }
+
+    /// Changes the connection.
+    pub(super) fn change(&self, duty: &mut Duty, change: impl FnOnce(&mut Connection)) {
+        change(&mut self.lock().connection);
+        self.poke(duty);
+    }
+
+    /// Calls this with the protocol, soon.
+    pub(super) fn mail(&self, duty: &mut Duty, call: ErasedCall) {
+        let mut state = self.lock();
+        if state.lost {
+            drop(state);
+            let _ = caught(|| drop(call));
+            return;
+        }
+        state.mail.push_back(call);
+        drop(state);
+        self.poke(duty);
+    }
+
+    /// There is room to send again.
+    pub(super) fn writable(&self, duty: &mut Duty) {
+        let mut state = self.lock();
+        if let Some(batch) = state.waiting.take() {
+            state.sent(batch, 0, None, self.shared.limits());
+        }
+        drop(state);
+        self.poke(duty);
+    }
+}
+
+/// For the one who has the baton.
+impl ThreadConnection {
+    /// Does all that the connection wants done.
+    fn work<'a>(&'a self, mut state: MutexGuard<'a, State>, duty: &mut Duty, worker: Worker) -> MutexGuard<'a, State> {
+        let mut sends_left = SENDS_IN_A_ROW;
+        while !state.over {
+            if let Some(call) = state.mail.pop_front() {
+                state = self.tell(state, duty, ProtocolEvent::Call(call));
+                continue;
+            }
+            match state.step(self.shared.limits(), sends_left > 0) {
+                Step::Idle => break,
+                Step::Later if self.watch(&mut state) => break,
+                Step::Later => {}
+                Step::PauseWriting => state = self.tell(state, duty, ProtocolEvent::PauseWriting),
+                Step::ResumeWriting => state = self.tell(state, duty, ProtocolEvent::ResumeWriting),
+                Step::Deliver(held) => state = self.tell(state, duty, ProtocolEvent::Data(&held)),
+                Step::ReadLost => state = self.tell(state, duty, ProtocolEvent::ReadLost),
+                Step::Send(batch) => {
+                    sends_left -= 1;
+                    state = self.send(state, batch);
+                }
+                Step::Read(on) => state.reading = on,
+                Step::ShutdownWrite => self.wire.shutdown_write(),
+                // The reader tells, once the machine has stopped.
+                Step::Lost => {}
+                Step::Close { reset } => self.stop(&mut state, reset, worker),
+            }
+        }
+        self.mind_deadline(&mut state);
+        state
+    }
+
+    /// Calls the protocol with the lock let go. A panic ends the connection.
+    fn tell<'a>(
+        &'a self,
+        state: MutexGuard<'a, State>,
+        duty: &mut Duty,
+        event: ProtocolEvent<'_>,
+    ) -> MutexGuard<'a, State> {
+        drop(state);
+        let mut link = ThreadLink::new(&self.shared, Some(self), duty);
+        let env = Env { link: &mut link, reactor: &self.shared.reactor, host: self.host() };
+        let told = self.protocol.tell(self.id, env, event);
+        let mut state = self.lock();
+        if let Err(text) = told {
+            state.connection.finish(Reason::Panicked(text), true);
+        }
+        state
+    }
+
+    /// Sends what goes at once, with the lock let go; the sender watches for room for the rest.
+    fn send<'a>(&'a self, state: MutexGuard<'a, State>, mut batch: Box<Batch>) -> MutexGuard<'a, State> {
+        drop(state);
+        let sent = self.wire.send(&mut batch);
+        let mut state = self.lock();
+        match sent {
+            Ok(0) if !batch.is_empty() => {
+                state.waiting = Some(batch);
+                let _ = self.watch(&mut state);
+            }
+            Ok(bytes) => state.sent(batch, bytes, None, self.shared.limits()),
+            Err(errno) => state.sent(batch, 0, Some(errno), self.shared.limits()),
+        }
+        state
+    }
+
+    /// Has the sender watch for room. Where that cannot be had, the connection ends.
+    fn watch(&self, state: &mut State) -> bool {
+        let watched = self.shared.sender.watch(self.id, &self.wire);
+        if let Err(errno) = watched {
+            state.connection.finish(Reason::Lost(Loss::Errno(errno)), true);
+        }
+        watched.is_ok()
+    }
+
+    /// The machine has stopped: what is left is the reader's.
+    fn stop(&self, state: &mut State, reset: bool, worker: Worker) {
+        state.over = true;
+        if reset {
+            self.wire.reset_on_close();
+        }
+        if worker == Worker::Other {
+            self.wire.wake();
+        }
+    }
+
+    /// Keeps the main thread's note of the deadline as the connection wants it.
+    fn mind_deadline(&self, state: &mut State) {
+        let wanted = state.connection.deadline();
+        if wanted == state.deadline.map(|(deadline, _)| deadline) {
+            return;
+        }
+        let old = state.deadline.take().map(|(_, key)| key);
+        match (wanted, old) {
+            (Some(wanted), old) => {
+                let (key, missed) = self.shared.deadlines.set(old, wanted, self.id);
+                state.deadline = Some((wanted, key));
+                if missed {
+                    self.shared.reactor.core.wake();
+                }
+            }
+            (None, Some(key)) => self.shared.deadlines.remove(key),
+            (None, None) => {}
+        }
+    }
+}
+
+/// For its own thread.
+impl ThreadConnection {
+    /// The life of the connection, from `connection_made` to `connection_lost`; why it ended.
+    pub(super) fn serve(&self, duty: &mut Duty) -> Box<Reason> {
+        self.wire.counters().add(Count::Made, 1);
+        drop(self.tell(self.lock(), duty, ProtocolEvent::Made));
+        let mut buffer = vec![0; BUFFER_BYTES];
+        while self.settle(duty) {
+            let received = self.wire.receive(&mut buffer);
+            self.arrived(duty, received.map(|n| &buffer[..n]));
+            if received == Ok(buffer.len()) && buffer.len() < BUFFER_BYTES_MAX {
+                buffer = vec![0; 2 * buffer.len()];
+            }
+        }
+        self.lost(duty)
+    }
+
+    /// Works until there is nothing to do but to receive; false if the connection is over.
+    fn settle(&self, duty: &mut Duty) -> bool {
+        let mut state = self.lock();
+        loop {
+            state = self.work(state, duty, Worker::Reader);
+            if duty.has_errands() {
+                drop(state);
+                duty.run_errands();
+                state = self.lock();
+                continue;
+            }
+            if state.over {
+                return false;
+            }
+            if state.reading {
+                state.baton = Baton::Free;
+                return true;
+            }
+            state.baton = Baton::Awaited;
+            let handed = self.turn.wait_while(state, |state| state.baton == Baton::Awaited);
+            state = handed.unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Takes the baton, and what came from the kernel.
+    fn arrived(&self, duty: &mut Duty, received: Result<&[u8], Errno>) {
+        let mut state = self.take_baton();
+        match received {
+            Ok(data) if !data.is_empty() => {
+                if state.connection.received(data, self.shared.limits()) == Arrival::Deliver {
+                    drop(self.tell(state, duty, ProtocolEvent::Data(data)));
+                }
+            }
+            Ok(_) => state.read_ended(None),
+            Err(errno) if errno.raw() == libc::EINTR => {}
+            Err(errno) => state.read_ended(Some(errno)),
+        }
+    }
+
+    fn take_baton(&self) -> MutexGuard<'_, State> {
+        let mut state = self.lock();
+        if state.baton != Baton::Free {
+            state.reader_waits = true;
+            let free = self.turn.wait_while(state, |state| state.baton != Baton::Free);
+            state = free.unwrap_or_else(PoisonError::into_inner);
+            state.reader_waits = false;
+        }
+        state.baton = Baton::Taken;
+        state
+    }
+
+    /// Tells the protocol and forgets it, with all that is bound to it.
+    fn lost(&self, duty: &mut Duty) -> Box<Reason> {
+        let (reason, timers) = {
+            let mut state = self.lock();
+            (state.connection.reason(), std::mem::take(&mut state.timers))
+        };
+        self.wire.counters().add(loss_count(&reason), 1);
+        let mut state = self.tell(self.lock(), duty, ProtocolEvent::Lost(&reason));
+        state.lost = true;
+        let (set_while_told, mail) = (std::mem::take(&mut state.timers), std::mem::take(&mut state.mail));
+        drop(state);
+        for key in timers.into_iter().chain(set_while_told) {
+            // The lock is let go before the call is dropped: what it captured may run any code.
+            let call = self.shared.reactor.core.timers().remove(key);
+            let _ = caught(|| drop(call));
+        }
+        let _ = caught(|| drop(mail));
+        self.protocol.forget();
+        self.shared.table.remove(self.id);
+        duty.run_errands();
+        reason
+    }
+}
+
+impl State {
+    fn step(&mut self, limits: &Limits, may_send: bool) -> Step {
+        self.connection.step(Instant::now(), limits, &mut self.pool, may_send)
+    }
+
+    fn sent(&mut self, batch: Box<Batch>, bytes: usize, errno: Option<Errno>, limits: &Limits) {
+        self.connection.sent(batch, bytes, errno, &mut self.pool, limits);
+    }
+
+    fn read_ended(&mut self, errno: Option<Errno>) {
+        self.connection.read_ended(errno);
+        self.reading = false;
+    }
+}

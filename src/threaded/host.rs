@@ -1,0 +1,126 @@
+//! A factory and its protocols among threads: each behind a lock of its own.
+
+use std::{
+    cell::OnceCell,
+    io,
+    sync::{Arc, Mutex, MutexGuard, OnceLock},
+};
+
+use super::shared::lock;
+use crate::{
+    factory::{Factory, FactoryMut, FactorySource, Peer},
+    host::{ClientHooks, Env, FactoryEvent, Panicked, ProtocolEvent, build, caught, tell_factory, tell_protocol},
+    id::ConnId,
+    protocol::{ErasedCall, Protocol},
+};
+
+/// A factory, as the threads see it.
+pub(crate) trait ThreadHost: Send + Sync {
+    /// Builds a protocol, if a peer is still wanted when the factory's lock has been had.
+    fn build(self: Arc<Self>, peer: &mut Peer<'_>, wanted: &dyn Fn() -> bool) -> Built;
+    /// Whether its protocols understand half-closed connections.
+    fn half_closeable(&self) -> bool;
+    /// Tells the factory.
+    fn tell_factory(&self, env: Env<'_>, event: FactoryEvent<'_>) -> io::Result<()>;
+    /// The factory turns out to be a client factory.
+    fn set_hooks(&self, hooks: ErasedCall);
+}
+
+/// What came of asking for a protocol.
+pub(crate) enum Built {
+    Protocol(Box<dyn ThreadProtocol>),
+    /// The factory refuses this peer.
+    Refused,
+    /// The factory has not been asked.
+    Unwanted,
+}
+
+/// A protocol, as the threads see it. Only one of them at a time calls it.
+pub(crate) trait ThreadProtocol: Send + Sync {
+    /// Tells the protocol.
+    fn tell(&self, id: ConnId, env: Env<'_>, event: ProtocolEvent<'_>) -> Result<(), Panicked>;
+    /// Drops the protocol.
+    fn forget(&self);
+}
+
+/// A factory behind its lock.
+pub(crate) struct ThreadedFactory<F> {
+    factory: Mutex<F>,
+    hooks: OnceLock<ClientHooks<F>>,
+}
+
+impl<F: Factory> ThreadedFactory<F> {
+    pub(crate) fn new(factory: F) -> Self {
+        Self { factory: Mutex::new(factory), hooks: OnceLock::new() }
+    }
+}
+
+impl<F: Factory> ThreadHost for ThreadedFactory<F> {
+    fn build(self: Arc<Self>, peer: &mut Peer<'_>, wanted: &dyn Fn() -> bool) -> Built {
+        let mut factory = lock(&self.factory);
+        if !wanted() {
+            return Built::Unwanted;
+        }
+        let Some(protocol) = build(&mut *factory, peer) else { return Built::Refused };
+        drop(factory);
+        Built::Protocol(Box::new(Served { host: self, protocol: Mutex::new(Some(protocol)) }))
+    }
+
+    fn half_closeable(&self) -> bool {
+        F::Protocol::HALF_CLOSEABLE
+    }
+
+    fn tell_factory(&self, env: Env<'_>, event: FactoryEvent<'_>) -> io::Result<()> {
+        tell_factory(&mut *lock(&self.factory), self.hooks.get(), env, event)
+    }
+
+    fn set_hooks(&self, hooks: ErasedCall) {
+        if let Ok(hooks) = hooks.downcast::<ClientHooks<F>>() {
+            let _ = self.hooks.set(*hooks);
+        }
+    }
+}
+
+/// A protocol with its factory.
+struct Served<F: Factory> {
+    host: Arc<ThreadedFactory<F>>,
+    /// Never contended: the baton of its connection sees to that.
+    protocol: Mutex<Option<F::Protocol>>,
+}
+
+impl<F: Factory> ThreadProtocol for Served<F> {
+    fn tell(&self, id: ConnId, env: Env<'_>, event: ProtocolEvent<'_>) -> Result<(), Panicked> {
+        let mut protocol = lock(&self.protocol);
+        let Some(protocol) = protocol.as_mut() else { return Ok(()) };
+        let mut factory = LockedWhenUsed { mutex: &self.host.factory, guard: OnceCell::new() };
+        // Taken apart, so that the loan of the link may be as short as that of the factory.
+        let Env { link, reactor, host } = env;
+        tell_protocol(protocol, id, FactoryMut::lent(&mut factory), Env { link, reactor, host }, event)
+    }
+
+    fn forget(&self) {
+        let protocol = lock(&self.protocol).take();
+        let _ = caught(|| drop(protocol));
+    }
+}
+
+/// The factory inside a protocol's callback. A protocol that does not ask for it takes no lock.
+struct LockedWhenUsed<'a, F> {
+    mutex: &'a Mutex<F>,
+    guard: OnceCell<MutexGuard<'a, F>>,
+}
+
+impl<F> FactorySource<F> for LockedWhenUsed<'_, F> {
+    fn get(&self) -> &F {
+        self.guard.get_or_init(|| lock(self.mutex))
+    }
+
+    fn get_mut(&mut self) -> &mut F {
+        self.get();
+        self.guard.get_mut().expect("`get` has just locked it")
+    }
+
+    fn release(&mut self) {
+        self.guard.take();
+    }
+}

@@ -1,0 +1,137 @@
+//! Factories on the main thread: counting those who use them, starting and stopping them.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    },
+};
+
+use super::{
+    Main,
+    host::ThreadHost,
+    shared::{Note, Shared},
+};
+use crate::{
+    error::Error,
+    host::{FactoryEvent, HostSeed, caught},
+    id::HostKey,
+    protocol::ErasedCall,
+};
+
+/// A factory, as its connections' threads hold it.
+pub(super) struct Hosted {
+    pub(super) key: HostKey,
+    pub(super) name: &'static str,
+    pub(super) host: Arc<dyn ThreadHost>,
+    connections: AtomicUsize,
+    /// No handle of the program names it any more.
+    forgotten: AtomicBool,
+}
+
+/// A factory on the main thread, and how many ports and connectors use it.
+pub(super) struct HostSlot {
+    hosted: Arc<Hosted>,
+    users: usize,
+}
+
+/// One connection's hold on its factory.
+pub(super) struct Hold {
+    shared: Arc<Shared>,
+    pub(super) hosted: Arc<Hosted>,
+}
+
+impl Hold {
+    pub(super) fn new(shared: &Arc<Shared>, hosted: &Arc<Hosted>) -> Self {
+        hosted.connections.fetch_add(1, SeqCst);
+        Self { shared: Arc::clone(shared), hosted: Arc::clone(hosted) }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        // The main thread looks at these two in the other order, so that one of us sees both.
+        if self.hosted.connections.fetch_sub(1, SeqCst) == 1 && self.hosted.forgotten.load(SeqCst) {
+            self.shared.note(Note::HostIdle(self.hosted.key));
+        }
+    }
+}
+
+impl Main {
+    pub(super) fn add_host(&mut self, key: HostKey, name: &'static str, seed: ErasedCall) {
+        let Ok(seed) = seed.downcast::<HostSeed>() else { return };
+        let hosted = Arc::new(Hosted {
+            key,
+            name,
+            host: Arc::from(seed.0.on_threads()),
+            connections: AtomicUsize::new(0),
+            forgotten: AtomicBool::new(false),
+        });
+        self.hosts.insert(key, HostSlot { hosted, users: 0 });
+    }
+
+    pub(super) fn set_hooks(&mut self, key: HostKey, hooks: ErasedCall) {
+        if let Some(slot) = self.hosts.get(&key) {
+            slot.hosted.host.set_hooks(hooks);
+        }
+    }
+
+    pub(super) fn hosted(&self, key: HostKey) -> Option<Arc<Hosted>> {
+        self.hosts.get(&key).map(|slot| Arc::clone(&slot.hosted))
+    }
+
+    /// Counts a port or connector of a factory; the first one starts the factory.
+    pub(super) fn use_host(&mut self, key: HostKey) -> Result<(), Error> {
+        let Some(slot) = self.hosts.get_mut(&key) else { return Ok(()) };
+        slot.users += 1;
+        if slot.users > 1 {
+            return Ok(());
+        }
+        let factory = slot.hosted.name;
+        log::info!("Starting factory {factory}");
+        self.tell_factory(key, FactoryEvent::Start).map_err(|cause| {
+            self.hosts.get_mut(&key).into_iter().for_each(|slot| slot.users -= 1);
+            Error::StartFactory { factory, cause }
+        })
+    }
+
+    /// The other end of [`use_host`](Self::use_host): the last one stops the factory.
+    pub(super) fn release_host(&mut self, key: HostKey) {
+        let Some(slot) = self.hosts.get_mut(&key) else { return };
+        slot.users -= 1;
+        if slot.users == 0 {
+            log::info!("Stopping factory {}", slot.hosted.name);
+            let _ = self.tell_factory(key, FactoryEvent::Stop);
+            self.drop_if_forgotten(key);
+        }
+    }
+
+    pub(super) fn forget_host(&mut self, key: HostKey) {
+        if let Some(slot) = self.hosts.get(&key) {
+            slot.hosted.forgotten.store(true, SeqCst);
+            self.drop_if_forgotten(key);
+        }
+    }
+
+    /// Drops a factory that no handle, port, connector or connection names any more.
+    pub(super) fn drop_if_forgotten(&mut self, key: HostKey) {
+        let idle = |slot: &mut HostSlot| {
+            let hosted = &slot.hosted;
+            slot.users == 0 && hosted.forgotten.load(SeqCst) && hosted.connections.load(SeqCst) == 0
+        };
+        if self.hosts.get_mut(&key).is_some_and(idle) {
+            let slot = self.hosts.remove(&key);
+            let _ = caught(|| drop(slot));
+        }
+    }
+
+    pub(super) fn tell_factory(&mut self, key: HostKey, event: FactoryEvent<'_>) -> io::Result<()> {
+        let Some(hosted) = self.hosted(key) else { return Ok(()) };
+        self.shared.tell_factory(&hosted, &mut self.duty, event)
+    }
+
+    pub(super) fn call_factory(&mut self, key: HostKey, call: ErasedCall) {
+        let _ = self.tell_factory(key, FactoryEvent::Call(call));
+    }
+}

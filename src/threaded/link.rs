@@ -1,0 +1,107 @@
+//! How a transport reaches the connections of the threads backend.
+
+use std::{io, os::fd::AsFd, sync::Arc};
+
+use super::{
+    connection::{State, ThreadConnection},
+    shared::{Duty, Shared},
+};
+use crate::{
+    address::Address,
+    id::{ConnId, HostKey},
+    output::{Batch, Write},
+    sys,
+    table::keep_timer,
+    timer::TimerKey,
+    transport::{Link, Side, SocketFlag, Visited},
+};
+
+/// While a callback runs: its own connection by reference, all others through the table.
+pub(super) struct ThreadLink<'a> {
+    shared: &'a Shared,
+    own: Option<&'a ThreadConnection>,
+    duty: &'a mut Duty,
+}
+
+impl<'a> ThreadLink<'a> {
+    pub(super) fn new(shared: &'a Shared, own: Option<&'a ThreadConnection>, duty: &'a mut Duty) -> Self {
+        Self { shared, own, duty }
+    }
+
+    fn with<R>(&self, id: ConnId, act: impl FnOnce(&ThreadConnection) -> R) -> Option<R> {
+        if let Some(own) = self.own.filter(|own| own.id() == id) {
+            return Some(act(own));
+        }
+        let other: Arc<ThreadConnection> = self.shared.table.get(id)?;
+        Some(act(&other))
+    }
+}
+
+impl Link for ThreadLink<'_> {
+    fn visit(&mut self, id: ConnId, act: &mut dyn FnMut(Visited<'_>)) {
+        let limits = self.shared.limits();
+        let visited = self.with(id, |connection| {
+            let State { connection, pool, .. } = &mut *connection.lock();
+            act(Visited { connection, pool, limits });
+        });
+        // Its own connection is worked on when the callback returns; so are the others, that no
+        // callback of theirs runs inside this one.
+        if visited.is_some() && self.own.is_none_or(|own| own.id() != id) {
+            self.duty.touch(id);
+        }
+    }
+
+    /// What `fill` does is the user's business, so it runs before the lock is taken.
+    fn fill(&mut self, id: ConnId, fill: &mut dyn FnMut(&mut Batch)) -> Write {
+        let mut filled = self.duty.pool.take();
+        fill(&mut filled);
+        let mut answer = Write::Closed;
+        if let Some(bytes) = filled.as_single() {
+            self.visit(id, &mut |visited| {
+                answer = visited.connection.write(visited.pool, visited.limits, &mut |batch| batch.push(bytes));
+            });
+        }
+        self.duty.pool.give(filled);
+        answer
+    }
+
+    fn address(&mut self, id: ConnId, side: Side) -> Address {
+        let ask = |connection: &ThreadConnection| {
+            let mut state = connection.lock();
+            let State { peer, host, .. } = &mut *state;
+            let fd = connection.wire().as_fd();
+            let (kept, asked): (_, fn(_) -> _) = match side {
+                Side::Peer => (peer, sys::peer_address),
+                Side::Host => (host, sys::local_address),
+            };
+            if kept.is_none() {
+                *kept = asked(fd).map(Address::Tcp);
+            }
+            kept.unwrap_or(Address::Unknown)
+        };
+        self.with(id, ask).unwrap_or(Address::Unknown)
+    }
+
+    fn flag(&mut self, id: ConnId, flag: SocketFlag, set: Option<bool>) -> io::Result<bool> {
+        let ask = |connection: &ThreadConnection| match flag {
+            SocketFlag::NoDelay => sys::no_delay(connection.wire().as_fd(), set),
+            SocketFlag::KeepAlive => sys::keep_alive(connection.wire().as_fd(), set),
+        };
+        self.with(id, ask).unwrap_or_else(|| Err(io::ErrorKind::NotConnected.into()))
+    }
+
+    fn ids(&mut self, host: HostKey) -> Vec<ConnId> {
+        self.shared.table.ids(host)
+    }
+
+    fn bind_timer(&mut self, id: ConnId, timer: TimerKey, alive: &dyn Fn(TimerKey) -> bool) -> bool {
+        let bind = |connection: &ThreadConnection| {
+            let mut state = connection.lock();
+            if !state.lost {
+                keep_timer(&mut state.timers, timer, alive);
+            }
+            !state.lost
+        };
+        self.with(id, bind).unwrap_or(false)
+    }
+}

@@ -1,0 +1,263 @@
+//! What all threads of one reactor share, and what each of them carries about.
+
+use std::{
+    collections::VecDeque,
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread::{Builder, JoinHandle},
+    time::Instant,
+};
+
+use slab::Slab;
+
+use super::{connection::{Parts, ThreadConnection}, hosts::Hosted, link::ThreadLink};
+use crate::{
+    backend::threads::{crew::Crew, sender::Sender},
+    connector::{Attempt, Connector},
+    host::{Env, FactoryEvent},
+    id::{ConnId, GENERATION_MASK, HostKey},
+    limits::Limits,
+    output::Pool,
+    reactor::{Reactor, State},
+    timer::{TimerKey, TimerQueue},
+};
+
+/// Locks; a panic while it was held has ended what it concerned, so it is sound to go on.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Something for the main thread to see to.
+pub(super) enum Note {
+    /// An attempt to connect is over.
+    AttemptEnded(Connector, Attempt),
+    /// A connector is disconnected, if its factory has not connected it again.
+    ConnectorEnded(Connector),
+    /// A factory that no handle names any more has lost its last connection.
+    HostIdle(HostKey),
+}
+
+/// What all threads of one reactor share. Nothing here is touched by a message.
+pub(super) struct Shared {
+    pub(super) reactor: Reactor,
+    pub(super) table: Table,
+    pub(super) deadlines: Deadlines,
+    pub(super) sender: Sender,
+    pub(super) crew: Arc<Crew>,
+    notes: Mutex<Vec<Note>>,
+}
+
+impl Shared {
+    pub(super) fn new(reactor: Reactor) -> io::Result<Self> {
+        let number = reactor.core.number;
+        let core = Arc::clone(&reactor.core);
+        let left = move || {
+            if core.state() == State::Stopping {
+                core.wake();
+            }
+        };
+        Ok(Self {
+            reactor,
+            table: Table::new(number),
+            deadlines: Deadlines::default(),
+            sender: Sender::new(number)?,
+            crew: Arc::new(Crew::new(Box::new(left))),
+            notes: Mutex::default(),
+        })
+    }
+
+    pub(super) fn limits(&self) -> &Limits {
+        &self.reactor.core.config.limits
+    }
+
+    /// Starts the thread that waits for peers that do not read.
+    pub(super) fn start_sender(self: &Arc<Self>) -> io::Result<JoinHandle<()>> {
+        let shared = Arc::clone(self);
+        let run = move || {
+            let counters = shared.reactor.core.counters.branch();
+            let mut duty = Duty::new(&shared);
+            shared.sender.run(&counters, Box::new(move |id| duty.run_writable(id)));
+        };
+        Builder::new().name("ringspun-sender".to_owned()).spawn(run)
+    }
+
+    /// Starts a connection's thread.
+    pub(super) fn start(
+        self: &Arc<Self>,
+        work: impl FnOnce(&mut Duty) + Send + 'static,
+    ) -> io::Result<()> {
+        let mut duty = Duty::new(self);
+        self.crew.start("ringspun-conn", Box::new(move || work(&mut duty)))
+    }
+
+    /// Tells the factory of a host.
+    pub(super) fn tell_factory(&self, hosted: &Hosted, duty: &mut Duty, event: FactoryEvent<'_>) -> io::Result<()> {
+        let told = {
+            let mut link = ThreadLink::new(self, None, duty);
+            let env = Env { link: &mut link, reactor: &self.reactor, host: hosted.key };
+            hosted.host.tell_factory(env, event)
+        };
+        duty.run_errands();
+        told
+    }
+
+    pub(super) fn note(&self, note: Note) {
+        lock(&self.notes).push(note);
+        self.reactor.core.wake();
+    }
+
+    pub(super) fn has_notes(&self) -> bool {
+        !lock(&self.notes).is_empty()
+    }
+
+    pub(super) fn take_notes(&self) -> Vec<Note> {
+        std::mem::take(&mut *lock(&self.notes))
+    }
+}
+
+/// What one thread carries from callback to callback.
+pub(super) struct Duty {
+    shared: Arc<Shared>,
+    /// Connections that a callback has changed, to be seen to when it has returned.
+    touched: VecDeque<ConnId>,
+    /// For output that user code fills.
+    pub(super) pool: Pool,
+}
+
+impl Duty {
+    pub(super) fn new(shared: &Arc<Shared>) -> Self {
+        Self { shared: Arc::clone(shared), touched: VecDeque::new(), pool: Pool::default() }
+    }
+
+    /// Notes that a connection has been changed.
+    pub(super) fn touch(&mut self, id: ConnId) {
+        if self.touched.back() != Some(&id) {
+            self.touched.push_back(id);
+        }
+    }
+
+    pub(super) fn has_errands(&self) -> bool {
+        !self.touched.is_empty()
+    }
+
+    /// Sees to what callbacks have changed, and to what follows from that.
+    pub(super) fn run_errands(&mut self) {
+        while let Some(id) = self.touched.pop_front() {
+            if let Some(connection) = self.shared.table.get(id) {
+                connection.poke(self);
+            }
+        }
+    }
+
+    /// There is room to send to a connection again.
+    pub(super) fn run_writable(&mut self, id: ConnId) {
+        if let Some(connection) = self.shared.table.get(id) {
+            connection.writable(self);
+        }
+        self.run_errands();
+    }
+}
+
+/// The made connections.
+pub(super) struct Table {
+    reactor: u8,
+    places: Mutex<Places>,
+}
+
+#[derive(Default)]
+struct Places {
+    generation: u32,
+    taken: Slab<Arc<ThreadConnection>>,
+    closed: bool,
+}
+
+impl Table {
+    fn new(reactor: u8) -> Self {
+        Self { reactor, places: Mutex::default() }
+    }
+
+    /// Makes a connection under an id of its own; gives the parts back if the table is closed.
+    pub(super) fn insert(&self, parts: Parts) -> Result<Arc<ThreadConnection>, Parts> {
+        let mut places = lock(&self.places);
+        if places.closed {
+            return Err(parts);
+        }
+        places.generation = places.generation.wrapping_add(1) & GENERATION_MASK;
+        let generation = places.generation;
+        let place = places.taken.vacant_entry();
+        let id = ConnId::new(self.reactor, generation, place.key() as u32);
+        let connection = Arc::new(ThreadConnection::new(id, parts));
+        place.insert(Arc::clone(&connection));
+        Ok(connection)
+    }
+
+    /// The connection of this id, if it is still there.
+    pub(super) fn get(&self, id: ConnId) -> Option<Arc<ThreadConnection>> {
+        let places = lock(&self.places);
+        places.taken.get(id.slot()).filter(|connection| connection.id() == id).cloned()
+    }
+
+    pub(super) fn remove(&self, id: ConnId) {
+        // Bound to a name, so that the lock is let go before the connection is.
+        let _removed = {
+            let mut places = lock(&self.places);
+            let there = places.taken.get(id.slot()).is_some_and(|connection| connection.id() == id);
+            there.then(|| places.taken.remove(id.slot()))
+        };
+    }
+
+    /// The connections of a factory.
+    pub(super) fn ids(&self, host: HostKey) -> Vec<ConnId> {
+        let places = lock(&self.places);
+        let of_host = places.taken.iter().filter(|(_, connection)| connection.host() == host);
+        of_host.map(|(_, connection)| connection.id()).collect()
+    }
+
+    /// Lets no connection be made any more; answers those that are.
+    pub(super) fn close(&self) -> Vec<Arc<ThreadConnection>> {
+        let mut places = lock(&self.places);
+        places.closed = true;
+        places.taken.iter().map(|(_, connection)| Arc::clone(connection)).collect()
+    }
+}
+
+/// When connections have to be looked at even if nothing happens.
+#[derive(Default)]
+pub(super) struct Deadlines(Mutex<Waiting>);
+
+#[derive(Default)]
+struct Waiting {
+    queue: TimerQueue<ConnId>,
+    /// Until when the main thread sleeps, or None if it does not mind being late.
+    sleeping_until: Option<Instant>,
+}
+
+impl Deadlines {
+    /// Sets a deadline in the place of an earlier one; answers whether the main thread, as it
+    /// sleeps now, would miss it.
+    pub(super) fn set(&self, old: Option<TimerKey>, deadline: Instant, id: ConnId) -> (TimerKey, bool) {
+        let mut waiting = lock(&self.0);
+        let moved = old.filter(|key| waiting.queue.reschedule(*key, deadline));
+        let key = moved.unwrap_or_else(|| waiting.queue.insert(deadline, id));
+        (key, waiting.sleeping_until.is_none_or(|until| deadline < until))
+    }
+
+    pub(super) fn remove(&self, key: TimerKey) {
+        lock(&self.0).queue.remove(key);
+    }
+
+    /// Takes the connections whose deadline has come.
+    pub(super) fn due(&self, now: Instant) -> Vec<ConnId> {
+        let queue = &mut lock(&self.0).queue;
+        let mark = queue.mark();
+        std::iter::from_fn(|| queue.pop_due(now, mark).map(|(_, id)| id)).collect()
+    }
+
+    /// Says until when the main thread is about to sleep: the next deadline, here or among `calls`.
+    pub(super) fn sleep_until(&self, calls: Option<Instant>) -> Option<Instant> {
+        let mut waiting = lock(&self.0);
+        let next = waiting.queue.next_deadline().into_iter().chain(calls).min();
+        waiting.sleeping_until = next;
+        next
+    }
+}

@@ -1,0 +1,18 @@
+//! The contracts of `CONTRACTS.md`, each a test on every backend: one body, a case a setup.
+//!
+//! Tests that need a process of their own are in `tests/faults`.
+
+mod bytes;
+mod closing;
+mod connecting;
+mod endurance;
+mod factories;
+mod kit;
+mod life;
+mod listening;
+mod page;
+mod peers;
+mod reactor;
+mod setups;
+mod timers;
+mod writing;

@@ -1,0 +1,254 @@
+//! Time: what is called when, and what becomes of a call that fails or is bound (T1, T2).
+
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use ringspun::{DelayedCall, DelayedCallError, Reactor};
+
+use crate::{
+    kit::{Drops, Event, Gate, Running, Script, Tally, ignore, logged},
+    setups::{Setup, on_every_backend},
+};
+
+on_every_backend!(
+    t1_no_call_is_early_and_all_come_by_deadline,
+    t1_equal_delays_come_first_in_first_out,
+    t1_a_delay_of_zero_means_the_next_turn,
+    t1_zero_delays_without_end_do_not_starve_io,
+    t1_cancel_reset_delay_and_active,
+    t1_changing_a_dead_call_is_an_error_value,
+    t2_a_failing_call_is_logged_and_the_others_go_on,
+    t2_a_million_calls_at_one_instant_do_not_starve_io,
+    t2_a_bound_timer_dies_with_its_connection,
+);
+
+const HOUR: Duration = Duration::from_secs(3600);
+const MS: Duration = Duration::from_millis(1);
+
+/// What was called, by name, and when.
+type Calls = Arc<Mutex<Vec<(u32, Instant)>>>;
+
+fn note(calls: &Calls, name: u32) -> impl FnOnce(&Reactor) + Send + 'static {
+    let calls = Arc::clone(calls);
+    move |_| calls.lock().unwrap().push((name, Instant::now()))
+}
+
+fn names(calls: &Calls) -> Vec<u32> {
+    calls.lock().unwrap().iter().map(|(name, _)| *name).collect()
+}
+
+/// Waits until everything that is due before `delay` from now has been called.
+fn pass_time(running: &Running, delay: Duration) {
+    let gate = Gate::default();
+    let opened = gate.clone();
+    running.reactor.call_later(delay, move |_| opened.open());
+    gate.pass();
+}
+
+fn t1_no_call_is_early_and_all_come_by_deadline(setup: &Setup) {
+    let running = Running::start(setup.reactor());
+    let calls = Calls::default();
+    let mut asked = vec![];
+    for (name, delay) in [(3, 30), (1, 3), (4, 45), (0, 0), (2, 11)] {
+        asked.push((name, Instant::now() + delay * MS));
+        running.reactor.call_later(delay * MS, note(&calls, name));
+    }
+    for name in 10..14 {
+        let delay = Duration::from_micros(300 * u64::from(name));
+        asked.push((name, Instant::now() + delay));
+        running.reactor.call_later(delay, note(&calls, name));
+    }
+    running.reactor.call_later(Duration::MAX, |_| panic!("the end of time"));
+    pass_time(&running, 50 * MS);
+    assert_eq!(names(&calls), [0, 1, 10, 11, 12, 13, 2, 3, 4].map(|name| name));
+    for (name, when) in calls.lock().unwrap().iter() {
+        let (_, deadline) = asked.iter().find(|(asked, _)| asked == name).unwrap();
+        assert!(when >= deadline, "{name} was {:?} early", *deadline - *when);
+    }
+}
+
+fn t1_equal_delays_come_first_in_first_out(setup: &Setup) {
+    let running = Running::start(setup.reactor());
+    let calls = Calls::default();
+    let together = Arc::clone(&calls);
+    running.call(move |reactor| {
+        (0..200).for_each(|name| drop(reactor.call_later(5 * MS, note(&together, name))));
+        (200..400).for_each(|name| drop(reactor.call_later(Duration::ZERO, note(&together, name))));
+    });
+    pass_time(&running, 10 * MS);
+    assert_eq!(names(&calls), (200..400).chain(0..200).collect::<Vec<_>>());
+}
+
+fn t1_a_delay_of_zero_means_the_next_turn(setup: &Setup) {
+    let running = Running::start(setup.reactor());
+    let calls = Calls::default();
+    let outer = Arc::clone(&calls);
+    running.call(move |reactor| {
+        let inner = Arc::clone(&outer);
+        // Both are due in one turn; what the first asks for comes in the turn after.
+        reactor.call_later(Duration::ZERO, move |reactor| {
+            note(&inner, 1)(reactor);
+            reactor.call_later(Duration::ZERO, note(&inner, 3));
+            note(&inner, 1)(reactor);
+        });
+        reactor.call_later(Duration::ZERO, note(&outer, 2));
+    });
+    pass_time(&running, 5 * MS);
+    assert_eq!(names(&calls), [1, 1, 2, 3]);
+}
+
+fn t1_zero_delays_without_end_do_not_starve_io(setup: &Setup) {
+    fn again(reactor: &Reactor, turns: Tally) {
+        turns.up();
+        reactor.call_later(Duration::ZERO, move |reactor| again(reactor, turns));
+    }
+    let server = Script::echo().serve(setup.reactor());
+    let turns = Tally::default();
+    again(&server.running.reactor, turns.clone());
+    let mut peer = server.dial();
+    for _ in 0..20 {
+        peer.ask(b"and I?", b"and I?");
+    }
+    server.running.call(|_| ());
+    assert!(turns.get() > 1);
+}
+
+fn t1_cancel_reset_delay_and_active(setup: &Setup) {
+    let running = Running::start(setup.reactor());
+    let reactor = &running.reactor;
+    let calls = Calls::default();
+    let cancelled = reactor.call_later(5 * MS, note(&calls, 0));
+    let sooner = reactor.call_later(HOUR, note(&calls, 1));
+    let later = reactor.call_later(10 * MS, note(&calls, 2));
+    let delayed = reactor.call_later(10 * MS, note(&calls, 3));
+    let kept = reactor.call_later(15 * MS, note(&calls, 4));
+    assert!([&cancelled, &sooner, &later, &delayed, &kept].iter().all(|call| call.active()));
+    cancelled.cancel().unwrap();
+    assert!(!cancelled.active());
+    let start = Instant::now();
+    sooner.reset(MS).unwrap();
+    later.reset(40 * MS).unwrap();
+    delayed.delay(15 * MS).unwrap();
+    pass_time(&running, 60 * MS);
+    assert_eq!(names(&calls), [1, 4, 3, 2]);
+    let when =
+        |name: u32| calls.lock().unwrap().iter().find(|(called, _)| *called == name).unwrap().1 - start;
+    assert!(when(2) >= 40 * MS, "reset counts from the moment it is called: {:?}", when(2));
+    assert!(!later.active() && !kept.active());
+    let dropped = Tally::default();
+    let count = dropped.clone();
+    drop::<DelayedCall>(reactor.call_later(MS, move |_| ignore(count.up())));
+    pass_time(&running, 2 * MS);
+    assert_eq!(dropped.get(), 1, "dropping the handle leaves the call alone");
+}
+
+fn t1_changing_a_dead_call_is_an_error_value(setup: &Setup) {
+    let mut running = Running::start(setup.reactor());
+    let called = running.reactor.call_later(Duration::ZERO, |_| ());
+    let cancelled = running.reactor.call_later(HOUR, |_| ());
+    let left_over = running.reactor.call_later(HOUR, |_| ());
+    cancelled.cancel().unwrap();
+    pass_time(&running, MS);
+    let dead = [(&called, DelayedCallError::AlreadyCalled), (&cancelled, DelayedCallError::AlreadyCancelled)];
+    for (call, error) in dead {
+        assert_eq!(call.cancel(), Err(error));
+        assert_eq!(call.reset(MS), Err(error));
+        assert_eq!(call.delay(MS), Err(error));
+        assert!(!call.active());
+        assert!(!error.to_string().is_empty());
+    }
+    // A call inside of itself is no longer to come.
+    let own: Arc<Mutex<Option<DelayedCall>>> = Arc::default();
+    let (place, gate) = (Arc::clone(&own), Gate::default());
+    let opened = gate.clone();
+    *own.lock().unwrap() = Some(running.reactor.call_later(5 * MS, move |_| {
+        let own = place.lock().unwrap().take().unwrap();
+        assert!(!own.active());
+        assert_eq!(own.cancel(), Err(DelayedCallError::AlreadyCalled));
+        opened.open();
+    }));
+    gate.pass();
+    running.stop().unwrap();
+    assert!(!left_over.active() && left_over.cancel().is_err());
+}
+
+fn t2_a_failing_call_is_logged_and_the_others_go_on(setup: &Setup) {
+    let text = format!("t2 of {}", setup.test);
+    let server = Script::echo()
+        .on_start({
+            let text = text.clone();
+            move |cx, _| {
+                let text = text.clone();
+                cx.call_later(Duration::ZERO, move |factory, _| {
+                    factory.journal.note("fails");
+                    panic!("{text} in a factory");
+                });
+                cx.call_later(MS, |factory, _| factory.journal.note("goes on"));
+            }
+        })
+        .serve(setup.reactor());
+    server.journal.wait_note("goes on");
+    assert!(server.journal.has(&Event::Note("fails".to_owned())));
+    let calls = Calls::default();
+    let error = text.clone();
+    server.running.reactor.call_later(Duration::ZERO, note(&calls, 1));
+    server.running.reactor.call_later(Duration::ZERO, move |_| panic!("{error} in the reactor"));
+    server.running.reactor.call_later(Duration::ZERO, note(&calls, 2));
+    pass_time(&server.running, MS);
+    assert_eq!(names(&calls), [1, 2]);
+    server.dial().ask(b"alive?", b"alive?");
+    assert_eq!(logged(&format!("{text} in a factory")), 1);
+    assert_eq!(logged(&format!("{text} in the reactor")), 1);
+}
+
+fn t2_a_million_calls_at_one_instant_do_not_starve_io(setup: &Setup) {
+    const CALLS: usize = 1_000_000;
+    let reactor = setup.reactor();
+    let called = Tally::default();
+    for _ in 0..CALLS {
+        let called = called.clone();
+        reactor.call_later(Duration::ZERO, move |_| ignore(called.up()));
+    }
+    let server = Script::echo().serve(reactor);
+    let mut peer = server.dial();
+    for _ in 0..3 {
+        peer.ask(b"and I?", b"and I?");
+    }
+    let meanwhile = called.get();
+    assert!(meanwhile < CALLS, "all calls came before any data");
+    pass_time(&server.running, Duration::ZERO);
+    assert_eq!(called.get(), CALLS);
+}
+
+fn t2_a_bound_timer_dies_with_its_connection(setup: &Setup) {
+    let drops = Drops::default();
+    let guards = drops.clone();
+    let script = Script::new()
+        .on_made(move |cx, conn| {
+            let guard = guards.guard();
+            cx.call_later(30 * MS, move |recorder, _| {
+                recorder.conn.note(format!("bound {}", recorder.conn.number));
+                drop(guard);
+            });
+            conn.note("bound it");
+        })
+        .on_data(|cx, _, _| cx.transport.lose_connection())
+        .on_lost(|cx, _, _| {
+            cx.call_later(Duration::ZERO, |recorder, _| recorder.conn.note("bound too late"));
+        });
+    let server = script.serve(setup.reactor());
+    let mut gone = server.dial_made(0);
+    gone.write(b"x");
+    gone.expect_fin();
+    drop(gone);
+    server.journal.wait_lost(0);
+    drops.wait_for(0);
+    let stays = server.dial_made(1);
+    server.journal.wait_note("bound 1");
+    pass_time(&server.running, 40 * MS);
+    assert!(!server.journal.has(&Event::Note("bound 0".to_owned())));
+    assert!(!server.journal.has(&Event::Note("bound too late".to_owned())));
+    drop(stays);
+}
