@@ -18,7 +18,7 @@ struct Echo;
 impl Protocol<CoreFactory> for Echo {
     fn connection_made(&mut self, cx: &mut Cx<'_, CoreFactory>) {
         let CoreFactory { core, cores } = *cx.factory;
-        let _ = cx.transport.write_with(|out| write!(out, "reactor {core} of {cores}\r\n"));
+        cx.transport.write_with(|out| write!(out, "reactor {core} of {cores}\r\n"));
     }
 
     fn data_received(&mut self, cx: &mut Cx<'_, CoreFactory>, data: &[u8]) {

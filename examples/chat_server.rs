@@ -11,6 +11,7 @@ use ringspun::{ConnId, Cx, Factory, Peer, Protocol, Reactor, Reason};
 /// A client that sends more than this without a line's end is dropped.
 const LINE_BYTES_MAX: usize = 16 << 10;
 const NAME_CHARS_MAX: usize = 32;
+const QUESTION: &str = "What is your name?\r\n";
 
 /// Who is here, by name. The ids reach their connections from any other one's callbacks.
 #[derive(Default)]
@@ -27,7 +28,7 @@ struct Chat {
 
 impl Protocol<ChatFactory> for Chat {
     fn connection_made(&mut self, cx: &mut Cx<'_, ChatFactory>) {
-        let _ = cx.transport.write(b"What is your name?\r\n");
+        cx.transport.write(QUESTION.as_bytes());
     }
 
     fn data_received(&mut self, cx: &mut Cx<'_, ChatFactory>, data: &[u8]) {
@@ -61,12 +62,12 @@ impl Chat {
 
     fn choose_name(&mut self, cx: &mut Cx<'_, ChatFactory>, name: &str) {
         if let Some(objection) = objection(&cx.factory, name) {
-            let _ = cx.transport.write_with(|out| write!(out, "{objection} What is your name?\r\n"));
+            cx.transport.write_with(|out| write!(out, "{objection} {QUESTION}"));
             return;
         }
         let others: Vec<_> = cx.factory.present.keys().map(String::as_str).collect();
         let others = if others.is_empty() { "Nobody else is".to_owned() } else { others.join(", ") };
-        let _ = cx.transport.write_with(|out| write!(out, "Welcome, {name}! Here: {others}.\r\n"));
+        cx.transport.write_with(|out| write!(out, "Welcome, {name}! Here: {others}.\r\n"));
         tell_others(cx, &format!("{name} has joined."));
         cx.factory.present.insert(name.to_owned(), cx.transport.id());
         self.name = Some(name.to_owned());
@@ -87,7 +88,7 @@ fn tell_others(cx: &mut Cx<'_, ChatFactory>, line: &str) {
     let me = cx.transport.id();
     for other in cx.factory.present.values().filter(|id| **id != me) {
         // Nothing to do if it is full: one who never reads is ended by `Limits::output_max`.
-        let _ = cx.transport.to(*other).write_shared(&line);
+        cx.transport.to(*other).write_shared(&line);
     }
 }
 

@@ -13,7 +13,7 @@ struct EchoClient;
 
 impl<F> Protocol<F> for EchoClient {
     fn connection_made(&mut self, cx: &mut Cx<'_, F>) {
-        let _ = cx.transport.write(b"hello, world!");
+        cx.transport.write(b"hello, world!");
     }
 
     fn data_received(&mut self, cx: &mut Cx<'_, F>, data: &[u8]) {

@@ -14,7 +14,7 @@ struct Fibonacci;
 impl Protocol<FibonacciFactory> for Fibonacci {
     fn data_received(&mut self, cx: &mut Cx<'_, FibonacciFactory>, _data: &[u8]) {
         let number = cx.factory.next();
-        let _ = cx.transport.write_with(|out| write!(out, "{number}"));
+        cx.transport.write_with(|out| write!(out, "{number}"));
     }
 }
 

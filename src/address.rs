@@ -3,7 +3,7 @@
 use std::{fmt, net::SocketAddr};
 
 /// One end of a connection, as `get_peer` and `get_host` answer it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Address {
     /// An IPv4 or IPv6 address and a TCP port.
@@ -14,15 +14,15 @@ pub enum Address {
 
 impl Address {
     /// The IP address and port, if this end has one.
-    pub fn socket_addr(self) -> Option<SocketAddr> {
+    pub fn socket_addr(&self) -> Option<SocketAddr> {
         match self {
-            Self::Tcp(address) => Some(address),
+            Self::Tcp(address) => Some(*address),
             Self::Unknown => None,
         }
     }
 
     /// The port number, if this end has one.
-    pub fn port(self) -> Option<u16> {
+    pub fn port(&self) -> Option<u16> {
         self.socket_addr().map(|address| address.port())
     }
 }

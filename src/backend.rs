@@ -70,8 +70,6 @@ pub(crate) struct Sent {
 pub(crate) trait Sockets {
     /// Lends the descriptor of an adopted connection.
     fn lend(&mut self, id: ConnId, ask: &mut dyn FnMut(BorrowedFd<'_>)) -> io::Result<()>;
-    /// Lends the descriptor of a socket that is not adopted yet.
-    fn lend_socket(&mut self, socket: &Socket, ask: &mut dyn FnMut(BorrowedFd<'_>)) -> io::Result<()>;
 }
 
 /// One way of having the kernel do network I/O. See the top of this file for the contract.

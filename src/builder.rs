@@ -68,23 +68,26 @@ impl ReactorBuilder {
     /// `RINGSPUN_BACKEND` names none; if an option is out of range.
     pub fn build(self) -> Result<Reactor, Error> {
         self.config.uring.check()?;
-        let info = self.choose(env::var(VARIABLE).ok().as_deref())?;
+        self.config.limits.check()?;
+        let info = self.choose_backend(
+            env::var_os(VARIABLE).map(|word| word.to_string_lossy().into_owned()).as_deref(),
+        )?;
         let waker = sys::Waker::new().map_err(Error::system("making an eventfd to wake the loop"))?;
         let number = take_number()?;
         Ok(Reactor { core: Arc::new(Core::new(number, self.config, info, waker)) })
     }
 
-    fn choose(&self, variable: Option<&str>) -> Result<BackendInfo, Error> {
+    fn choose_backend(&self, variable: Option<&str>) -> Result<BackendInfo, Error> {
         match (self.backend, variable.filter(|word| !word.is_empty())) {
             (Backend::Auto, Some(word)) => {
                 let backend = word.parse()?;
-                self.choose_explicit(backend, &format!("chosen by {VARIABLE}={word}"))
+                self.take_backend(backend, &format!("chosen by {VARIABLE}={word}"))
             }
-            (backend, _) => self.choose_explicit(backend, "chosen by the program"),
+            (backend, _) => self.take_backend(backend, "chosen by the program"),
         }
     }
 
-    fn choose_explicit(&self, backend: Backend, why: &str) -> Result<BackendInfo, Error> {
+    fn take_backend(&self, backend: Backend, why: &str) -> Result<BackendInfo, Error> {
         match backend {
             Backend::IoUring => {
                 let tier = uring::prove(&self.config.uring).map_err(diagnosis::Denial::into_error)?;

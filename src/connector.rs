@@ -75,6 +75,12 @@ impl From<(&str, u16)> for ConnectOptions {
     }
 }
 
+impl From<(String, u16)> for ConnectOptions {
+    fn from((host, port): (String, u16)) -> Self {
+        (host.as_str(), port).into()
+    }
+}
+
 /// Where a [`Connector`] is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -127,6 +133,8 @@ struct Current {
     connection: Option<ConnId>,
     /// Whether it counts among the users of its factory.
     counted: bool,
+    /// Whether the present attempt has been given up, though the reactor has not seen to it yet.
+    told_to_stop: bool,
 }
 
 impl Connector {
@@ -136,6 +144,7 @@ impl Connector {
             attempt: Attempt(0),
             connection: None,
             counted: false,
+            told_to_stop: false,
         };
         let core = Arc::downgrade(core);
         Self { shared: Arc::new(Shared { core, host, options, current: Mutex::new(current) }) }
@@ -152,6 +161,7 @@ impl Connector {
         }
         current.state = ConnectorState::Connecting;
         current.attempt.0 += 1;
+        current.told_to_stop = false;
         drop(current);
         self.push(Command::Connect(self.clone()));
         Ok(())
@@ -162,10 +172,11 @@ impl Connector {
     /// # Errors
     /// Unless the connector is connecting.
     pub fn stop_connecting(&self) -> Result<(), ConnectorError> {
-        let current = self.current();
+        let mut current = self.current();
         if current.state != ConnectorState::Connecting {
             return Err(ConnectorError { wanted: "stop connecting", state: current.state });
         }
+        current.told_to_stop = true;
         let attempt = current.attempt;
         drop(current);
         self.push(Command::StopConnecting(self.clone(), attempt));
@@ -233,10 +244,10 @@ impl Connector {
         self.current().attempt
     }
 
-    /// Whether this attempt is still the one under way.
-    pub(crate) fn is_attempting(&self, attempt: Attempt) -> bool {
-        let current = self.current();
-        current.state == ConnectorState::Connecting && current.attempt == attempt
+    /// Whether `stop_connecting` was called in the present attempt: a connection that was made
+    /// meanwhile is not wanted any more.
+    pub(crate) fn is_told_to_stop(&self) -> bool {
+        self.current().told_to_stop
     }
 
     pub(crate) fn set_connected(&self, id: ConnId) {

@@ -87,6 +87,8 @@ pub enum Error {
     AlreadyRunning,
     /// `stop` on a reactor that is not running.
     NotRunning,
+    /// `listen_tcp` on a reactor that has stopped.
+    Stopped,
     /// All 256 places for reactors of this process are taken.
     TooManyReactors,
     /// A system call that the reactor cannot go on without failed.
@@ -102,6 +104,33 @@ impl Error {
     pub(crate) fn system(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |cause| Self::System { doing, cause }
     }
+}
+
+impl Clone for Error {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Backend { backend, cause, remedy } => {
+                Self::Backend { backend, cause: cause.clone(), remedy: remedy.clone() }
+            }
+            Self::UnknownBackend(word) => Self::UnknownBackend(word.clone()),
+            Self::Option { option, cause } => Self::Option { option, cause: cause.clone() },
+            Self::CannotListen { address, cause } => {
+                Self::CannotListen { address: address.clone(), cause: same(cause) }
+            }
+            Self::StartFactory { factory, cause } => Self::StartFactory { factory, cause: same(cause) },
+            Self::AlreadyRunning => Self::AlreadyRunning,
+            Self::NotRunning => Self::NotRunning,
+            Self::Stopped => Self::Stopped,
+            Self::TooManyReactors => Self::TooManyReactors,
+            Self::System { doing, cause } => Self::System { doing, cause: same(cause) },
+        }
+    }
+}
+
+/// The same number, or the same kind and text.
+fn same(error: &io::Error) -> io::Error {
+    let text = || io::Error::new(error.kind(), error.to_string());
+    error.raw_os_error().map_or_else(text, io::Error::from_raw_os_error)
 }
 
 impl fmt::Display for Error {
@@ -126,6 +155,7 @@ impl fmt::Display for Error {
                 f.write_str("the reactor is running or has run; build a new one to run again")
             }
             Self::NotRunning => f.write_str("the reactor is not running; call run() before stop()"),
+            Self::Stopped => f.write_str("the reactor has stopped; build a new one to listen again"),
             Self::TooManyReactors => {
                 f.write_str("256 reactors exist in this process; drop one before building another")
             }

@@ -21,7 +21,7 @@ use crate::{
     backend::{Event, Proactor, Sent},
     connection::{Arrival, Step},
     error::Error,
-    host::{Env, FactoryEvent, Host, HostSeed, Panicked, ProtocolEvent, caught},
+    host::{Env, FactoryEvent, Host, HostSeed, Panicked, ProtocolEvent, caught, drop_quietly},
     id::{ConnId, HostKey, PortKey},
     protocol::ErasedCall,
     reactor::{Command, Core, Reactor, State, TimerCall},
@@ -65,10 +65,14 @@ pub(crate) struct EventLoop {
     attempts: Attempts,
     deadlines: TimerQueue<ConnId>,
     now: Instant,
+    /// The commands from before `run` are being carried out.
+    starting: bool,
     stopping: bool,
     failed: Option<Error>,
     commands: VecDeque<Command>,
     settling: Vec<ConnId>,
+    /// Connections that have used up this turn's send.
+    later: Vec<ConnId>,
 }
 
 /// Runs a reactor until it is stopped.
@@ -86,21 +90,44 @@ pub(crate) fn run(reactor: Reactor, backend: Box<dyn Proactor>) -> Result<(), Er
         attempts: Attempts::default(),
         deadlines: TimerQueue::default(),
         now: Instant::now(),
+        starting: false,
         stopping: false,
         failed: None,
         commands: VecDeque::new(),
         settling: Vec::new(),
+        later: Vec::new(),
     };
     event_loop.run()
 }
 
 impl EventLoop {
     fn run(&mut self) -> Result<(), Error> {
+        self.starting = true;
         self.run_commands();
+        self.starting = false;
         while !self.is_over() {
-            self.turn().map_err(Error::system("waiting for the kernel"))?;
+            if let Err(error) = self.turn() {
+                self.collapse(Error::System { doing: "waiting for the kernel", cause: error });
+                break;
+            }
         }
+        self.hosts.drain().for_each(drop_quietly);
         self.failed.take().map_or(Ok(()), Err)
+    }
+
+    /// The kernel has failed the loop itself: everybody is told, then it is over.
+    fn collapse(&mut self, error: Error) {
+        log::error!("{error}; the reactor ends");
+        self.core().change_state(State::Running, State::Stopping);
+        self.mind_stop();
+        while self.table.has_dirty() {
+            self.settle_dirty();
+        }
+        let ports: Vec<_> = self.ports.keys().copied().collect();
+        for port in ports {
+            self.port_closed(port, Some(&error));
+        }
+        self.failed = Some(error);
     }
 
     fn turn(&mut self) -> io::Result<()> {
@@ -131,7 +158,8 @@ impl EventLoop {
     }
 
     fn timeout(&mut self) -> Duration {
-        if self.table.has_dirty() || self.core().has_commands() {
+        let stop = !self.stopping && self.core().state() == State::Stopping;
+        if stop || self.table.has_dirty() || self.core().has_commands() {
             return Duration::ZERO;
         }
         let calls = self.core().timers().next_deadline();
@@ -196,7 +224,7 @@ impl EventLoop {
         match call {
             TimerCall::Reactor(call) => drop(caught(|| call(&self.reactor))),
             TimerCall::Factory(host, call) => self.call_factory(host, call),
-            TimerCall::Connection(id, call) => self.tell(id, ProtocolEvent::Call(call)),
+            TimerCall::Connection(id, call) => self.call_protocol(id, call),
             TimerCall::ConnectTimeout(connector, attempt) => self.connect_timed_out(&connector, attempt),
             TimerCall::AcceptAgain(port) => self.accept_again(port),
         }
@@ -233,7 +261,7 @@ impl EventLoop {
                     self.table.mark_dirty(id);
                 }
             }
-            Command::Post(id, call) => self.tell(id, ProtocolEvent::Call(call)),
+            Command::Post(id, call) => self.call_protocol(id, call),
             Command::ForgetHost(key) => self.forget_host(key),
         }
     }
@@ -287,7 +315,7 @@ impl EventLoop {
         if host.forgotten && host.users == 0 && host.connections == 0 {
             let host = self.hosts.remove(slot);
             self.host_slots.remove(&host.key);
-            let _ = caught(|| drop(host));
+            drop_quietly(host);
         }
     }
 
@@ -299,7 +327,19 @@ impl EventLoop {
     }
 
     fn call_factory(&mut self, key: HostKey, call: ErasedCall) {
-        let _ = self.tell_factory(key, FactoryEvent::Call(call));
+        if self.host_slots.contains_key(&key) {
+            let _ = self.tell_factory(key, FactoryEvent::Call(call));
+        } else {
+            drop_quietly(call);
+        }
+    }
+
+    fn call_protocol(&mut self, id: ConnId, call: ErasedCall) {
+        if self.table.get(id).is_some_and(|entry| entry.stage == Stage::Made) {
+            self.tell(id, ProtocolEvent::Call(call));
+        } else {
+            drop_quietly(call);
+        }
     }
 }
 
@@ -362,8 +402,10 @@ impl EventLoop {
     fn remove(&mut self, id: ConnId) {
         if let Some(entry) = self.table.remove(id) {
             let slot = entry.host_slot as usize;
-            self.hosts[slot].connections -= 1;
-            self.drop_if_forgotten(slot);
+            if let Some(host) = self.hosts.get_mut(slot) {
+                host.connections -= 1;
+                self.drop_if_forgotten(slot);
+            }
         }
     }
 
@@ -375,13 +417,16 @@ impl EventLoop {
     fn settle_dirty(&mut self) {
         for _ in 0..SETTLE_ROUNDS {
             if !self.table.has_dirty() {
-                return;
+                break;
             }
             let mut settling = std::mem::take(&mut self.settling);
             self.table.take_dirty(&mut settling);
             settling.drain(..).for_each(|id| self.settle(id));
             self.settling = settling;
         }
+        let mut later = std::mem::take(&mut self.later);
+        later.drain(..).for_each(|id| self.table.mark_dirty(id));
+        self.later = later;
     }
 
     /// Does all that a connection wants done.
@@ -391,7 +436,7 @@ impl EventLoop {
             match self.table.step(id, self.now, may_send) {
                 Step::Idle => break,
                 Step::Later => {
-                    self.table.mark_dirty(id);
+                    self.later.push(id);
                     break;
                 }
                 Step::PauseWriting => self.tell(id, ProtocolEvent::PauseWriting),
@@ -452,9 +497,11 @@ impl EventLoop {
         self.tell(id, ProtocolEvent::Lost(&reason));
         self.drop_timers(id, timers);
         self.hosts[host_slot].host.drop_protocol(protocol);
+        self.table.leave(id);
         if let Some((connector, _)) = connector {
             self.connector_lost(&connector, &reason);
         }
+        drop_quietly(reason);
     }
 
     fn drop_timers(&mut self, id: ConnId, timers: Vec<crate::timer::TimerKey>) {
@@ -462,7 +509,7 @@ impl EventLoop {
         for key in timers.into_iter().chain(set_while_told) {
             // The lock is let go before the call is dropped: what it captured may run any code.
             let call = self.core().timers().remove(key);
-            let _ = caught(|| drop(call));
+            drop_quietly(call);
         }
     }
 }

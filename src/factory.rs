@@ -108,11 +108,11 @@ impl<'a> Peer<'a> {
 
     /// The peer's address.
     pub fn address(&mut self) -> Address {
-        *self.answer.get_or_insert_with(|| (self.ask)())
+        self.answer.get_or_insert_with(|| (self.ask)()).clone()
     }
 
     pub(crate) fn answer(&self) -> Option<Address> {
-        self.answer
+        self.answer.clone()
     }
 }
 

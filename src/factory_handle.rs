@@ -29,6 +29,10 @@ impl<F> FactoryHandle<F> {
         self.token.key
     }
 
+    pub(crate) fn belongs_to(&self, core: &Arc<Core>) -> bool {
+        std::ptr::eq(self.token.core.as_ptr(), Arc::as_ptr(core))
+    }
+
     pub(crate) fn token(&self) -> Arc<HostToken> {
         Arc::clone(&self.token)
     }
@@ -75,6 +79,12 @@ pub trait IntoFactory<F: Factory> {
 impl<F: Factory> IntoFactory<F> for F {
     fn into_handle(self, reactor: &Reactor) -> FactoryHandle<F> {
         reactor.add_factory(self)
+    }
+}
+
+impl<F: Factory> IntoFactory<F> for FactoryHandle<F> {
+    fn into_handle(self, _reactor: &Reactor) -> FactoryHandle<F> {
+        self
     }
 }
 

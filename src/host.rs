@@ -130,8 +130,17 @@ pub(crate) fn caught<R>(run: impl FnOnce() -> R) -> Result<R, Panicked> {
     catch_unwind(AssertUnwindSafe(run)).map_err(|payload| {
         let text = panic_text(&*payload);
         log::error!("a callback panicked: {text}");
+        // The payload is the program's too, and so is its Drop.
+        if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+            std::mem::forget(second);
+        }
         text
     })
+}
+
+/// Drops what belongs to the program: a panic in its Drop ends nothing but that.
+pub(crate) fn drop_quietly<T>(value: T) {
+    let _ = caught(|| drop(value));
 }
 
 fn panic_text(payload: &(dyn Any + Send)) -> String {
@@ -229,8 +238,7 @@ impl<F: Factory> Host for LoopHost<F> {
     }
 
     fn drop_protocol(&mut self, protocol: u32) {
-        let dropped = self.protocols.try_remove(protocol as usize);
-        let _ = caught(|| drop(dropped));
+        drop_quietly(self.protocols.try_remove(protocol as usize));
     }
 
     fn tell_factory(&mut self, env: Env<'_>, event: FactoryEvent<'_>) -> io::Result<()> {

@@ -34,6 +34,15 @@ impl fmt::Debug for ConnId {
     }
 }
 
+/// Where the generations of a new reactor's slots begin: elsewhere than those of the reactors
+/// before it, whose number it may have.
+pub(crate) fn first_generation() -> u32 {
+    use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Odd, so that all 2^24 beginnings come before one comes again.
+    NEXT.fetch_add(65_537, Relaxed) & GENERATION_MASK
+}
+
 /// Names a factory within its reactor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct HostKey(pub(crate) u32);

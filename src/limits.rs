@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::error::Error;
+
 /// Limits of one reactor. Every default is meant for a server that faces the public.
 ///
 /// ```
@@ -30,6 +32,20 @@ pub struct Limits {
     /// How long accepting rests when the machine is out of descriptors or memory. 100 ms: peers
     /// that wait are shed ten times a second and the loop does not spin.
     pub accept_backoff: Duration,
+}
+
+impl Limits {
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        if self.output_low > self.output_high {
+            let cause = "must not be above output_high".to_owned();
+            return Err(Error::Option { option: "output_low", cause });
+        }
+        if self.accept_backoff < Duration::from_millis(1) {
+            let cause = "must be at least 1 ms, or running out of descriptors would spin".to_owned();
+            return Err(Error::Option { option: "accept_backoff", cause });
+        }
+        Ok(())
+    }
 }
 
 impl Default for Limits {

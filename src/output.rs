@@ -4,8 +4,9 @@ use std::{fmt, io, sync::Arc};
 
 /// A pooled batch keeps at most this much memory between two uses.
 const KEPT_CAPACITY_MAX: usize = 64 << 10;
-/// A pool keeps at most this many spare batches.
+/// A pool keeps at most this many spare batches, and this many bytes in all of them.
 const SPARE_BATCHES_MAX: usize = 1024;
+const SPARE_BYTES_MAX: usize = 4 << 20;
 
 /// Bytes to be sent in one go: copied ones, with shared buffers inserted between them.
 #[derive(Debug, Default)]
@@ -93,18 +94,23 @@ pub struct Pool {
     // Boxed because a batch moves over the seam and back with every message: a pointer, not 72 bytes.
     #[allow(clippy::vec_box)]
     spare: Vec<Box<Batch>>,
+    bytes: usize,
 }
 
 impl Pool {
     /// An empty batch.
     pub fn take(&mut self) -> Box<Batch> {
-        self.spare.pop().unwrap_or_default()
+        let batch = self.spare.pop().unwrap_or_default();
+        self.bytes -= batch.bytes.capacity();
+        batch
     }
 
     /// Takes a batch back; what was unsent is dropped.
     pub fn give(&mut self, mut batch: Box<Batch>) {
-        if self.spare.len() < SPARE_BATCHES_MAX {
-            batch.clear();
+        batch.clear();
+        let bytes = self.bytes + batch.bytes.capacity();
+        if self.spare.len() < SPARE_BATCHES_MAX && bytes <= SPARE_BYTES_MAX {
+            self.bytes = bytes;
             self.spare.push(batch);
         }
     }
@@ -112,7 +118,6 @@ impl Pool {
 
 /// What `write` answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use = "Full asks the writer to pause, Closed says that the bytes were dropped"]
 pub enum Write {
     /// The bytes will be sent.
     Accepted,
@@ -169,16 +174,11 @@ pub struct Output {
     unsent: usize,
     in_flight: bool,
     full: bool,
-    crossing: Crossing,
-}
-
-/// A crossing of a watermark that the protocol has not been told yet.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Crossing {
-    #[default]
-    None,
-    Pause,
-    Resume,
+    /// `pause_writing` is due. Every crossing of the high mark owes it, even if the output has
+    /// drained by now: who was answered Full waits for both calls.
+    pause_due: bool,
+    /// `resume_writing` is due, after the pause.
+    resume_due: bool,
 }
 
 impl Output {
@@ -201,7 +201,7 @@ impl Output {
     pub fn append(&mut self, pool: &mut Pool, high: usize, append: &mut dyn FnMut(&mut Batch)) -> Write {
         let batch = self.gathering.get_or_insert_with(|| pool.take());
         let before = batch.len();
-        append(batch);
+        append(Undo::new(batch).batch);
         self.unsent += batch.len() - before;
         if batch.is_empty() {
             self.gathering.take().into_iter().for_each(|batch| pool.give(batch));
@@ -209,9 +209,9 @@ impl Output {
         if self.unsent <= high {
             return Write::Accepted;
         }
-        if !self.full {
-            self.full = true;
-            self.crossing = Crossing::Pause;
+        if !std::mem::replace(&mut self.full, true) {
+            // A resume that was not told yet need not be: the protocol still believes itself paused.
+            self.pause_due |= !std::mem::take(&mut self.resume_due);
         }
         Write::Full
     }
@@ -237,7 +237,7 @@ impl Output {
         }
         if self.full && self.unsent <= low {
             self.full = false;
-            self.crossing = if self.crossing == Crossing::Pause { Crossing::None } else { Crossing::Resume };
+            self.resume_due = true;
         }
     }
 
@@ -259,26 +259,42 @@ impl Output {
     pub fn discard(&mut self, pool: &mut Pool) {
         self.gathering.take().into_iter().for_each(|batch| pool.give(batch));
         self.unsent = 0;
-        self.full = false;
-        self.crossing = Crossing::None;
+        (self.full, self.pause_due, self.resume_due) = (false, false, false);
     }
 
     /// Whether `pause_writing` is due; asked once a crossing.
     pub fn take_pause(&mut self) -> bool {
-        self.take_crossing(Crossing::Pause)
+        std::mem::take(&mut self.pause_due)
     }
 
     /// Whether `resume_writing` is due; asked once a crossing.
     pub fn take_resume(&mut self) -> bool {
-        self.take_crossing(Crossing::Resume)
+        !self.pause_due && std::mem::take(&mut self.resume_due)
     }
+}
 
-    fn take_crossing(&mut self, wanted: Crossing) -> bool {
-        let due = self.crossing == wanted;
-        if due {
-            self.crossing = Crossing::None;
+/// Takes back what a panicking writer left half written.
+struct Undo<'a> {
+    batch: &'a mut Batch,
+    bytes: usize,
+    shared: usize,
+    shared_len: usize,
+}
+
+impl<'a> Undo<'a> {
+    fn new(batch: &'a mut Batch) -> Self {
+        let (bytes, shared, shared_len) = (batch.bytes.len(), batch.shared.len(), batch.shared_len);
+        Self { batch, bytes, shared, shared_len }
+    }
+}
+
+impl Drop for Undo<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.batch.bytes.truncate(self.bytes);
+            self.batch.shared.truncate(self.shared);
+            self.batch.shared_len = self.shared_len;
         }
-        due
     }
 }
 
@@ -351,13 +367,51 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_never_told_needs_no_resume() {
+    fn a_full_that_drains_at_once_still_owes_both_calls() {
         let (mut output, mut pool) = (Output::default(), Pool::default());
-        let _ = output.append(&mut pool, 4, &mut |b| b.push(b"123456"));
-        let mut batch = output.next_batch().unwrap();
-        batch.advance(6);
-        output.came_back(batch, 6, &mut pool, 2);
+        assert_eq!(fill(&mut output, &mut pool), Write::Full);
+        drain(&mut output, &mut pool);
+        assert!(!output.take_resume(), "the pause comes first");
+        assert!(output.take_pause() && output.take_resume());
         assert!(!output.take_pause() && !output.take_resume());
+    }
+
+    #[test]
+    fn a_crossing_before_the_resume_was_told_needs_no_second_pause() {
+        let (mut output, mut pool) = (Output::default(), Pool::default());
+        assert_eq!(fill(&mut output, &mut pool), Write::Full);
+        assert!(output.take_pause());
+        drain(&mut output, &mut pool);
+        assert_eq!(fill(&mut output, &mut pool), Write::Full);
+        assert!(!output.take_pause() && !output.take_resume());
+        drain(&mut output, &mut pool);
+        assert!(!output.take_pause() && output.take_resume());
+    }
+
+    #[test]
+    fn a_writer_that_panics_leaves_no_half_of_its_bytes() {
+        let (mut output, mut pool) = (Output::default(), Pool::default());
+        let _ = output.append(&mut pool, 100, &mut |b| b.push(b"whole"));
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            output.append(&mut pool, 100, &mut |b| {
+                b.push(b"ha");
+                b.push_shared(Arc::from(*b"lf"));
+                panic!("on purpose");
+            })
+        }));
+        assert!(panicked.is_err());
+        assert_eq!(unsent(&output.next_batch().unwrap()), b"whole");
+    }
+
+    fn fill(output: &mut Output, pool: &mut Pool) -> Write {
+        output.append(pool, 4, &mut |b| b.push(b"123456"))
+    }
+
+    fn drain(output: &mut Output, pool: &mut Pool) {
+        let mut batch = output.next_batch().unwrap();
+        let len = batch.len();
+        batch.advance(len);
+        output.came_back(batch, len, pool, 2);
     }
 
     #[test]

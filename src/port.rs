@@ -100,7 +100,8 @@ struct Shared {
     key: PortKey,
     host: HostKey,
     factory_name: &'static str,
-    listener: Arc<Listener>,
+    /// Until the port has ended: a handle that is kept must not keep the descriptor.
+    listener: Mutex<Option<Arc<Listener>>>,
     address: SocketAddr,
     stopped: AtomicBool,
     ending: Mutex<Ending>,
@@ -109,7 +110,8 @@ struct Shared {
 enum Ending {
     /// Who wants to be told.
     ToCome(Vec<OnDone>),
-    Done,
+    /// How it ended.
+    Done(Option<Error>),
 }
 
 impl Port {
@@ -126,7 +128,7 @@ impl Port {
                 key: PortKey(core.next_key()),
                 host,
                 factory_name,
-                listener: Arc::new(listener),
+                listener: Mutex::new(Some(Arc::new(listener))),
                 address,
                 stopped: AtomicBool::new(false),
                 ending: Mutex::new(Ending::ToCome(Vec::new())),
@@ -156,9 +158,10 @@ impl Port {
         let mut ending = self.shared.ending.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut *ending {
             Ending::ToCome(calls) => calls.push(Box::new(call)),
-            Ending::Done => {
+            Ending::Done(error) => {
+                let error = error.clone();
                 if let Some(core) = self.shared.core.upgrade() {
-                    Reactor { core }.call_from_thread(|reactor| call(reactor, None));
+                    Reactor { core }.call_from_thread(move |reactor| call(reactor, error.as_ref()));
                 }
             }
         }
@@ -168,7 +171,7 @@ impl Port {
     pub(crate) fn mark_stopped(&self) -> bool {
         let first = !self.shared.stopped.swap(true, SeqCst);
         if first {
-            self.shared.listener.stop();
+            self.listener().into_iter().for_each(|listener| listener.stop());
         }
         first
     }
@@ -177,12 +180,14 @@ impl Port {
         self.shared.stopped.load(SeqCst)
     }
 
-    /// Those who are to be told of the end; asked once.
-    pub(crate) fn take_on_done(&self) -> Vec<OnDone> {
+    /// The port has ended: lets go of its descriptor and answers who is to be told.
+    pub(crate) fn end(&self, error: Option<&Error>) -> Vec<OnDone> {
+        self.mark_stopped();
+        drop(self.shared.listener.lock().unwrap_or_else(PoisonError::into_inner).take());
         let mut ending = self.shared.ending.lock().unwrap_or_else(PoisonError::into_inner);
-        match std::mem::replace(&mut *ending, Ending::Done) {
+        match std::mem::replace(&mut *ending, Ending::Done(error.cloned())) {
             Ending::ToCome(calls) => calls,
-            Ending::Done => Vec::new(),
+            Ending::Done(_) => Vec::new(),
         }
     }
 
@@ -198,8 +203,9 @@ impl Port {
         self.shared.factory_name
     }
 
-    pub(crate) fn listener(&self) -> Arc<Listener> {
-        Arc::clone(&self.shared.listener)
+    /// The listening socket, until the port has ended.
+    pub(crate) fn listener(&self) -> Option<Arc<Listener>> {
+        self.shared.listener.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(crate) fn number(&self) -> u16 {

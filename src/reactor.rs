@@ -1,7 +1,7 @@
 //! The reactor as a program sees it: a queue that any thread may put something into.
 //!
-//! What takes things out, one driver for the loops and one for the threads backend, is in
-//! `drive.rs` and below; nothing here knows which of them runs.
+//! What takes things out is `event_loop.rs` for the loops and `threaded.rs` for the threads
+//! backend; nothing here knows which of them runs.
 
 use std::{
     cell::Cell,
@@ -93,14 +93,23 @@ pub(crate) struct Core {
 }
 
 /// Which of the 256 numbers that a `ConnId` has room for belong to a living reactor.
-static NUMBERS_TAKEN: Mutex<[bool; 256]> = Mutex::new([false; 256]);
+static NUMBERS: Mutex<Numbers> = Mutex::new(Numbers { taken: [false; 256], next: 0 });
+
+struct Numbers {
+    taken: [bool; 256],
+    /// Given in turn, so that a number rests long before it is used again.
+    next: u8,
+}
 
 /// A number for a new reactor, taken until its core is dropped.
 pub(crate) fn take_number() -> Result<u8, Error> {
-    let mut taken = NUMBERS_TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
-    let free = taken.iter().position(|taken| !taken).ok_or(Error::TooManyReactors)?;
-    taken[free] = true;
-    Ok(free as u8)
+    let mut numbers = NUMBERS.lock().unwrap_or_else(PoisonError::into_inner);
+    let in_turn = (0..=u8::MAX).map(|offset| numbers.next.wrapping_add(offset));
+    let free = in_turn.into_iter().find(|number| !numbers.taken[usize::from(*number)]);
+    let free = free.ok_or(Error::TooManyReactors)?;
+    numbers.taken[usize::from(free)] = true;
+    numbers.next = free.wrapping_add(1);
+    Ok(free)
 }
 
 thread_local! {
@@ -179,7 +188,8 @@ impl Core {
 
 impl Drop for Core {
     fn drop(&mut self) {
-        NUMBERS_TAKEN.lock().unwrap_or_else(PoisonError::into_inner)[self.number as usize] = false;
+        let mut numbers = NUMBERS.lock().unwrap_or_else(PoisonError::into_inner);
+        numbers.taken[usize::from(self.number)] = false;
     }
 }
 
@@ -220,7 +230,7 @@ impl Reactor {
 
     /// Calls `call` once the reactor runs, or in its next turn if it does. Calls keep their order.
     pub fn call_when_running(&self, call: impl FnOnce(&Reactor) + Send + 'static) {
-        self.push(Command::Call(Box::new(call)));
+        self.call_from_thread(call);
     }
 
     /// Calls `call` on the reactor's thread, soon. Calls keep their order; those made before `run`
@@ -262,7 +272,15 @@ impl Reactor {
     }
 
     pub(crate) fn push(&self, command: Command) {
-        self.core.inbox().push_back(command);
+        let mut inbox = self.core.inbox();
+        if self.core.state() == State::Stopped {
+            // Nobody will take it out. What it captured may name this very reactor, so it is
+            // dropped rather than kept, and only after the lock.
+            drop(inbox);
+            return drop(command);
+        }
+        inbox.push_back(command);
+        drop(inbox);
         self.core.wake();
     }
 
@@ -272,7 +290,11 @@ impl Reactor {
     }
 
     pub(crate) fn schedule_key(&self, delay: Duration, call: TimerCall) -> TimerKey {
-        let key = self.core.timers().insert(deadline_after(Instant::now(), delay), call);
+        let mut timers = self.core.timers();
+        let key = timers.insert(deadline_after(Instant::now(), delay), call);
+        let late = if self.core.state() == State::Stopped { timers.remove(key) } else { None };
+        drop(timers);
+        drop(late);
         self.core.wake();
         key
     }

@@ -84,6 +84,8 @@ pub enum ConnectError {
     Resolve(io::Error),
     /// The local address to connect from cannot be used.
     Bind(SocketAddr, Errno),
+    /// The factory's `start_factory` failed, with this text.
+    StartFactory(String),
     /// `stop_connecting` was called.
     User,
     /// The reactor was stopped.
@@ -111,6 +113,7 @@ impl fmt::Display for ConnectError {
             Self::Unreachable(errno) => write!(f, "the host cannot be reached: {errno}"),
             Self::Resolve(error) => write!(f, "the name could not be resolved: {error}"),
             Self::Bind(address, errno) => write!(f, "cannot connect from {address}: {errno}"),
+            Self::StartFactory(text) => f.write_str(text),
             Self::User => f.write_str("connecting was stopped by stop_connecting"),
             Self::Shutdown => f.write_str("the reactor was stopped"),
             Self::Errno(errno) => write!(f, "connecting failed: {errno}"),

@@ -9,11 +9,11 @@ use crate::{
     event_loop,
     factory::{ClientFactory, Factory},
     factory_handle::{FactoryHandle, IntoFactory},
-    host::{ClientHooks, HostSeed},
+    host::{ClientHooks, HostSeed, caught, drop_quietly},
     id::HostKey,
     options::Backend,
     port::{ListenOptions, Port},
-    reactor::{Command, Core, Reactor, State},
+    reactor::{Command, Reactor, State},
     signals::Subscription,
     sys::Listener,
     threaded,
@@ -33,7 +33,7 @@ impl Reactor {
         let ended = self.run_backend();
         core.change_state(State::Running, State::Stopping);
         core.change_state(State::Stopping, State::Stopped);
-        drop_the_rest(core);
+        end_the_rest(self);
         log::info!("Main loop terminated.");
         ended
     }
@@ -47,18 +47,18 @@ impl Reactor {
             None
         };
         log::info!("reactor {}: {}", core.number, core.info);
-        match core.info.backend {
-            Backend::Threads => threaded::run(self.share()),
-            _ => event_loop::run(self.share(), self.proactor()?),
+        if core.info.backend == Backend::Threads {
+            return threaded::run(self.share());
         }
+        event_loop::run(self.share(), self.proactor()?)
     }
 
     fn proactor(&self) -> Result<Box<dyn Proactor>, Error> {
         let core = &self.core;
         let (counters, waker) = (Arc::clone(&core.counters), Arc::clone(&core.waker));
-        match core.info.tier {
-            Some(tier) => backend::uring::open(&core.config.uring, tier, counters, waker),
-            None => backend::epoll::open(counters, waker),
+        match (core.info.backend, core.info.tier) {
+            (Backend::IoUring, Some(tier)) => backend::uring::open(&core.config.uring, tier, counters, waker),
+            _ => backend::epoll::open(counters, waker),
         }
     }
 
@@ -87,6 +87,9 @@ impl Reactor {
     ///
     /// # Errors
     /// At once, if the port cannot be had: it names interface, port and cause.
+    ///
+    /// # Panics
+    /// If the factory's handle belongs to another reactor.
     pub fn listen_tcp<F: Factory>(
         &self,
         options: impl Into<ListenOptions>,
@@ -95,7 +98,7 @@ impl Reactor {
         let options = options.into();
         let (listener, address) =
             bind(&options).map_err(|cause| Error::CannotListen { address: options.describe(), cause })?;
-        let handle = factory.into_handle(self);
+        let handle = self.own(factory.into_handle(self));
         let name = factory_name::<F>();
         log::info!("{name} starting on {}", address.port());
         let port = Port::new(&self.core, handle.key(), name, listener, address);
@@ -104,18 +107,30 @@ impl Reactor {
     }
 
     /// Connects to a TCP port; the factory builds the protocol and is told how it goes.
+    ///
+    /// # Panics
+    /// If the factory's handle belongs to another reactor.
     pub fn connect_tcp<F: ClientFactory>(
         &self,
         options: impl Into<ConnectOptions>,
         factory: impl IntoFactory<F>,
     ) -> Connector {
-        let handle = factory.into_handle(self);
+        let handle = self.own(factory.into_handle(self));
         let hooks = Box::new(ClientHooks::<F>::new());
         self.push(Command::SetHooks(handle.key(), hooks));
         let connector = Connector::new(&self.core, handle.token(), options.into());
         // A connector that has just been made is disconnected, so it can connect.
         let _ = connector.connect();
+        if self.core.state() == State::Stopped {
+            connector.set_disconnected();
+        }
         connector
+    }
+
+    /// A handle of another reactor would name a stranger's factory here.
+    fn own<F>(&self, handle: FactoryHandle<F>) -> FactoryHandle<F> {
+        assert!(handle.belongs_to(&self.core), "this FactoryHandle belongs to another reactor");
+        handle
     }
 }
 
@@ -128,13 +143,21 @@ fn bind(options: &ListenOptions) -> std::io::Result<(Listener, std::net::SocketA
     Ok((listener, address))
 }
 
-/// Drops timers and commands that will never run; what they captured may queue more.
-fn drop_the_rest(core: &Core) {
+/// Ends what was queued and will never run. Dropping it may queue more, which is dropped at once.
+fn end_the_rest(reactor: &Reactor) {
+    let core = &reactor.core;
     let timers = std::mem::take(&mut *core.timers());
-    drop(timers);
-    while core.has_commands() {
-        let mut commands = Default::default();
-        core.take_inbox(&mut commands);
+    timers.into_values().for_each(drop_quietly);
+    let mut commands = Default::default();
+    core.take_inbox(&mut commands);
+    for command in commands {
+        match command {
+            Command::Listen(port) => port.end(None).into_iter().for_each(|call| {
+                let _ = caught(|| call(reactor, None));
+            }),
+            Command::Connect(connector) => connector.set_disconnected(),
+            other => drop_quietly(other),
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::{
     io,
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicI32, Ordering::SeqCst},
+        atomic::{AtomicI32, AtomicUsize, Ordering::SeqCst},
     },
 };
 
@@ -18,6 +18,8 @@ const SIGNALS: [Signal; 2] = [Signal::SIGINT, Signal::SIGTERM];
 static RECEIVED: AtomicI32 = AtomicI32::new(0);
 /// The wake-up descriptors of the reactors that asked, or -1. A handler may touch only atomics.
 static WAKERS: [AtomicI32; 256] = [const { AtomicI32::new(-1) }; 256];
+/// Handlers that are looking at the descriptors right now.
+static INSIDE: AtomicUsize = AtomicUsize::new(0);
 /// The handlers that were there before the first reactor asked.
 static BEFORE: Mutex<Handlers> = Mutex::new(Handlers { users: 0, before: None });
 
@@ -46,6 +48,10 @@ impl Subscription {
 impl Drop for Subscription {
     fn drop(&mut self) {
         WAKERS[self.0 as usize].store(-1, SeqCst);
+        // A handler on another thread may have read the descriptor just before; it is soon done.
+        while INSIDE.load(SeqCst) > 0 {
+            std::hint::spin_loop();
+        }
         let mut handlers = BEFORE.lock().unwrap_or_else(PoisonError::into_inner);
         handlers.users -= 1;
         if handlers.users == 0
@@ -89,18 +95,21 @@ extern "C" fn on_signal(raw: i32) {
         }
         return;
     }
+    INSIDE.fetch_add(1, SeqCst);
     for waker in &WAKERS {
         let fd = waker.load(SeqCst);
         if fd >= 0 {
             wake(fd);
         }
     }
+    INSIDE.fetch_sub(1, SeqCst);
 }
 
 fn wake(fd: i32) {
     let one = 1u64;
     // SAFETY: write(2) and errno are async-signal-safe once errno is put back; the buffer is 8
-    // valid bytes; a subscription is dropped before its descriptor is closed.
+    // valid bytes; a subscription that is dropped waits for the handlers inside, and its
+    // descriptor is closed only after that.
     unsafe {
         let errno = *libc::__errno_location();
         libc::write(fd, (&raw const one).cast(), size_of::<u64>());

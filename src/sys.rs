@@ -1,7 +1,6 @@
 //! Sockets and descriptors: the system calls that the backends share, each of them safe to call.
 
 use std::{
-    fs::File,
     io::{self, IoSlice},
     net::SocketAddr,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
@@ -36,7 +35,7 @@ pub(crate) enum Socket {
 pub(crate) struct Listener(OwnedFd);
 
 impl Listener {
-    /// Binds and listens. `TCP_NODELAY` set here is inherited by every accepted socket.
+    /// Binds and listens. Options set here are inherited by every accepted socket.
     pub(crate) fn bind(address: SocketAddr, backlog: u32, reuse_port: bool) -> io::Result<Self> {
         let fd = tcp_socket(address)?;
         socket::setsockopt(&fd, sockopt::ReuseAddr, &true)?;
@@ -46,7 +45,7 @@ impl Listener {
         if address.is_ipv6() {
             socket::setsockopt(&fd, sockopt::Ipv6V6Only, &true)?;
         }
-        socket::setsockopt(&fd, sockopt::TcpNoDelay, &true)?;
+        for_small_messages(&fd)?;
         socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(address))?;
         socket::listen(&fd, Backlog::new(backlog.min(i32::MAX as u32) as i32)?)?;
         Ok(Self(fd))
@@ -89,6 +88,12 @@ fn tcp_socket(address: SocketAddr) -> Result<OwnedFd, Errno> {
     Ok(socket::socket(family, SockType::Stream, flags, None)?)
 }
 
+/// Sends small writes at once, and keeps urgent data in line, so that a short read is the last one.
+fn for_small_messages(fd: &OwnedFd) -> Result<(), Errno> {
+    socket::setsockopt(fd, sockopt::TcpNoDelay, &true)?;
+    Ok(socket::setsockopt(fd, sockopt::OobInline, &true)?)
+}
+
 /// Why a socket for a connection attempt could not be had.
 #[derive(Debug)]
 pub(crate) enum ClientSocketError {
@@ -102,7 +107,7 @@ pub(crate) fn client_socket(
     bind: Option<SocketAddr>,
 ) -> Result<OwnedFd, ClientSocketError> {
     let fd = tcp_socket(address).map_err(ClientSocketError::Other)?;
-    let _ = socket::setsockopt(&fd, sockopt::TcpNoDelay, &true);
+    for_small_messages(&fd).map_err(ClientSocketError::Other)?;
     if let Some(local) = bind {
         socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(local))
             .map_err(|errno| ClientSocketError::Bind(local, errno.into()))?;
@@ -140,19 +145,23 @@ pub(crate) struct SentNow {
     pub(crate) bytes: usize,
     /// Whether the batch lay in pieces (`sendmsg`) or in one (`send`).
     pub(crate) pieces: bool,
+    /// Whether it took less than it was given: the socket is full.
+    pub(crate) short: bool,
 }
 
 /// Sends as much of a batch as goes without waiting, in one call.
 pub(crate) fn send_now(fd: BorrowedFd<'_>, batch: &Batch) -> Result<SentNow, Errno> {
     let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
     if let Some(bytes) = batch.as_single() {
-        let bytes = socket::send(fd.as_raw_fd(), bytes, flags)?;
-        return Ok(SentNow { bytes, pieces: false });
+        let sent = socket::send(fd.as_raw_fd(), bytes, flags)?;
+        return Ok(SentNow { bytes: sent, pieces: false, short: sent < bytes.len() });
     }
     let mut slices = [IoSlice::new(&[]); SLICES_MAX];
     let count = slices.iter_mut().zip(batch.slices()).map(|(to, from)| *to = IoSlice::new(from)).count();
-    let bytes = socket::sendmsg::<()>(fd.as_raw_fd(), &slices[..count], &[], flags, None)?;
-    Ok(SentNow { bytes, pieces: true })
+    let slices = &slices[..count];
+    let bytes = socket::sendmsg::<()>(fd.as_raw_fd(), slices, &[], flags, None)?;
+    let short = bytes < slices.iter().map(|slice| slice.len()).sum();
+    Ok(SentNow { bytes, pieces: true, short })
 }
 
 /// Sends FIN.
@@ -169,6 +178,11 @@ pub(crate) fn shutdown_read(fd: BorrowedFd<'_>) {
 pub(crate) fn reset_on_close(fd: BorrowedFd<'_>) {
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };
     let _ = socket::setsockopt(&fd, sockopt::Linger, &linger);
+}
+
+/// Whether [`reset_on_close`] is in force.
+pub(crate) fn resets_on_close(fd: BorrowedFd<'_>) -> bool {
+    socket::getsockopt(&fd, sockopt::Linger).is_ok_and(|linger| linger.l_onoff != 0 && linger.l_linger == 0)
 }
 
 /// Makes reads and writes of a descriptor wait.
@@ -261,7 +275,7 @@ impl AsFd for Waker {
 /// A descriptor held back for the moment when there are no others: given up for an instant, it
 /// lets a waiting peer be accepted and closed, instead of waiting without an answer.
 #[derive(Debug, Default)]
-pub(crate) struct Reserve(Mutex<Option<File>>);
+pub(crate) struct Reserve(Mutex<Option<EventFd>>);
 
 impl Reserve {
     pub(crate) fn new() -> Self {
@@ -279,11 +293,20 @@ impl Reserve {
         shed
     }
 
-    fn held(&self) -> std::sync::MutexGuard<'_, Option<File>> {
+    /// Gives the descriptor up for as long as `act` needs one.
+    pub(crate) fn without<R>(&self, act: impl FnOnce() -> R) -> R {
+        let mut held = self.held();
+        *held = None;
+        let done = act();
+        self.refill(&mut held);
+        done
+    }
+
+    fn held(&self) -> std::sync::MutexGuard<'_, Option<EventFd>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn refill(&self, held: &mut Option<File>) {
-        *held = File::open("/dev/null").ok();
+    fn refill(&self, held: &mut Option<EventFd>) {
+        *held = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).ok();
     }
 }

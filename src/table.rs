@@ -1,6 +1,6 @@
 //! The connections of one loop.
 
-use std::{io, os::fd::BorrowedFd, time::Instant};
+use std::{collections::HashMap, io, os::fd::BorrowedFd, time::Instant};
 
 use slab::Slab;
 
@@ -39,6 +39,8 @@ pub(crate) struct Entry {
     generation: u32,
     dirty: bool,
     pub(crate) deadline: Option<TimerKey>,
+    /// Its place among the made connections of its host.
+    member: u32,
     rare: Option<Box<Rare>>,
 }
 
@@ -65,8 +67,14 @@ impl Entry {
         self.rare().connector = Some((connector, attempt));
     }
 
-    pub(crate) fn set_peer(&mut self, peer: Address) {
-        self.rare().peer = Some(peer);
+    /// The connection gets its protocol, and keeps what the kernel was asked while it was built.
+    pub(crate) fn become_made(&mut self, protocol: u32, half_closeable: bool, peer: Option<Address>) {
+        self.protocol = protocol;
+        self.connection = Connection::new(half_closeable);
+        self.stage = Stage::Made;
+        if peer.is_some() {
+            self.rare().peer = peer;
+        }
     }
 
     /// The timers that die with the connection.
@@ -80,7 +88,10 @@ pub(crate) struct Table {
     number: u8,
     /// The latest generation of each slot, free ones included.
     generations: Vec<u32>,
+    first_generation: u32,
     entries: Slab<Entry>,
+    /// The made connections of each host, in no order.
+    members: HashMap<HostKey, Vec<ConnId>>,
     dirty: Vec<ConnId>,
     pub(crate) pool: Pool,
     pub(crate) limits: Limits,
@@ -91,7 +102,9 @@ impl Table {
         Self {
             number,
             generations: Vec::new(),
+            first_generation: crate::id::first_generation(),
             entries: Slab::new(),
+            members: HashMap::new(),
             dirty: Vec::new(),
             pool: Pool::default(),
             limits,
@@ -102,7 +115,7 @@ impl Table {
     pub(crate) fn insert(&mut self, host: HostKey, host_slot: u32, stage: Stage) -> ConnId {
         let slot = self.entries.vacant_key();
         if self.generations.len() <= slot {
-            self.generations.resize(slot + 1, 0);
+            self.generations.resize(slot + 1, self.first_generation);
         }
         let generation = (self.generations[slot] + 1) & GENERATION_MASK;
         self.generations[slot] = generation;
@@ -115,6 +128,7 @@ impl Table {
             generation,
             dirty: false,
             deadline: None,
+            member: 0,
             rare: None,
         });
         ConnId::new(self.number, generation, slot as u32)
@@ -141,6 +155,27 @@ impl Table {
             .filter(|(_, entry)| wanted(entry))
             .map(|(slot, entry)| ConnId::new(self.number, entry.generation, slot as u32))
             .collect()
+    }
+
+    /// Counts a made connection among those of its host.
+    pub(crate) fn join(&mut self, id: ConnId) {
+        let Some(entry) = self.entries.get_mut(id.slot()) else { return };
+        let members = self.members.entry(entry.host).or_default();
+        entry.member = members.len() as u32;
+        members.push(id);
+    }
+
+    /// The other end of [`join`](Self::join).
+    pub(crate) fn leave(&mut self, id: ConnId) {
+        let Some(entry) = self.entries.get(id.slot()) else { return };
+        let (host, place) = (entry.host, entry.member as usize);
+        let Some(members) = self.members.get_mut(&host) else { return };
+        members.swap_remove(place);
+        if let Some(moved) = members.get(place) {
+            self.entries[moved.slot()].member = place as u32;
+        } else if members.is_empty() {
+            self.members.remove(&host);
+        }
     }
 
     /// Has the loop settle this connection once it is through with the present events.
@@ -191,10 +226,12 @@ impl Table {
 }
 
 /// Adds a timer to those that die with a connection. Each time the list is full, those that have
-/// fired or were cancelled make room, so that re-arming with every message does not grow it.
+/// fired or were cancelled make room, so that re-arming with every message does not grow it; where
+/// most are alive it doubles, so that they are not asked again soon.
 pub(crate) fn keep_timer(timers: &mut Vec<TimerKey>, timer: TimerKey, alive: &dyn Fn(TimerKey) -> bool) {
     if timers.len() == timers.capacity() {
         timers.retain(|kept| alive(*kept));
+        timers.reserve(timers.len().max(3) + 1);
     }
     timers.push(timer);
 }
@@ -231,8 +268,8 @@ impl Link for LoopLink<'_> {
     fn address(&mut self, id: ConnId, side: Side) -> Address {
         let Some(entry) = self.table.get(id) else { return Address::Unknown };
         let kept = entry.rare.as_ref().and_then(|rare| match side {
-            Side::Peer => rare.peer,
-            Side::Host => rare.host,
+            Side::Peer => rare.peer.clone(),
+            Side::Host => rare.host.clone(),
         });
         if let Some(address) = kept {
             return address;
@@ -247,7 +284,7 @@ impl Link for LoopLink<'_> {
             *match side {
                 Side::Peer => &mut rare.peer,
                 Side::Host => &mut rare.host,
-            } = Some(address);
+            } = Some(address.clone());
         }
         address
     }
@@ -260,7 +297,7 @@ impl Link for LoopLink<'_> {
     }
 
     fn ids(&mut self, host: HostKey) -> Vec<ConnId> {
-        self.table.ids(|entry| entry.host == host && entry.stage == Stage::Made)
+        self.table.members.get(&host).cloned().unwrap_or_default()
     }
 
     fn bind_timer(&mut self, id: ConnId, timer: TimerKey, alive: &dyn Fn(TimerKey) -> bool) -> bool {

@@ -96,6 +96,11 @@ impl<T> TimerQueue<T> {
         Mark(self.sequence)
     }
 
+    /// All values, in no order.
+    pub fn into_values(self) -> impl Iterator<Item = T> {
+        self.entries.into_iter().map(|(_, entry)| entry.value)
+    }
+
     fn entry(&self, key: TimerKey) -> Option<&Entry<T>> {
         self.entries.get(key.slot).filter(|entry| entry.id == key.id)
     }

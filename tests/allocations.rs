@@ -47,7 +47,7 @@ struct Echo;
 
 impl<F> Protocol<F> for Echo {
     fn data_received(&mut self, cx: &mut Cx<'_, F>, data: &[u8]) {
-        let _ = cx.transport.write(data);
+        cx.transport.write(data);
     }
 }
 
@@ -55,7 +55,7 @@ struct WastefulEcho;
 
 impl<F> Protocol<F> for WastefulEcho {
     fn data_received(&mut self, cx: &mut Cx<'_, F>, data: &[u8]) {
-        let _ = cx.transport.write(&std::hint::black_box(data.to_vec()));
+        cx.transport.write(&std::hint::black_box(data.to_vec()));
     }
 }
 

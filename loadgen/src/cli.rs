@@ -121,8 +121,8 @@ struct LoadArgs {
     /// Exit with 6 if a cell stayed spoiled or the verdict is inconclusive
     #[arg(long)]
     strict: bool,
-    /// Folder for the result; one that holds something is not touched, a number is added instead
-    /// [default: results/<date>-<kernel>-<commit>]
+    /// Folder for the result; one that holds something is not touched, a number is added instead. The
+    /// default is `results/<date>-<kernel>-<commit>`
     #[arg(short, long, value_name = "DIR")]
     output: Option<PathBuf>,
     /// What goes to standard output

@@ -35,6 +35,9 @@ impl Denial {
                 "io_uring_setup is out of memory (ENOMEM)",
                 "raise the memory limit (ulimit -l) or ask for smaller queues",
             ),
+            Some(libc::EMFILE | libc::ENFILE) => {
+                Self::new("no descriptor is left for a ring", "raise the limit of open files (ulimit -n)")
+            }
             _ => Self::new(
                 format!("setting up a ring failed: {error}"),
                 "use Linux 6.1 or later, or the epoll backend",

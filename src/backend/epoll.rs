@@ -208,13 +208,13 @@ impl Proactor for EpollLoop {
     }
 
     fn send(&mut self, id: ConnId, mut batch: Box<Batch>) -> Option<Sent> {
-        let sent = self.io.send(id, &mut batch);
-        if sent.errno.is_none() && !batch.is_empty() {
+        let (bytes, errno) = self.io.send(id, &mut batch);
+        if errno.is_none() && !batch.is_empty() {
             let slot = self.io.slot(id)?;
-            (slot.batch, slot.gone) = (Some(batch), sent.bytes);
+            (slot.batch, slot.gone) = (Some(batch), bytes);
             return None;
         }
-        Some(Sent { batch, ..sent })
+        Some(Sent { batch, bytes, errno })
     }
 
     fn shutdown_write(&mut self, id: ConnId) {
@@ -230,10 +230,8 @@ impl Proactor for EpollLoop {
 
     fn wait(&mut self, timeout: Duration) -> io::Result<()> {
         self.readers_left = self.io.readers.len();
-        if !self.io.ready.is_empty() && self.readers_left == 0 {
-            return Ok(());
-        }
-        let timeout = if self.readers_left > 0 { Duration::ZERO } else { timeout };
+        let busy = self.readers_left > 0 || !self.io.ready.is_empty();
+        let timeout = if busy { Duration::ZERO } else { timeout };
         self.io.counters.call(Syscall::EpollWait);
         self.unseen = 0..0;
         match self.io.epoll.wait(&mut self.events, round_up(timeout)) {
@@ -302,13 +300,13 @@ impl Io {
         if slot.id.generation() != (data >> 32) as u32 {
             return None;
         }
-        let id = slot.id;
-        if slot.connecting {
-            return self.connected(id, flags);
-        }
+        let (id, connecting) = (slot.id, slot.connecting);
         let ending = EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR;
         slot.hung_up |= flags.intersects(ending);
         slot.readable |= flags.intersects(ending | EpollFlags::EPOLLIN);
+        if connecting {
+            return self.connected(id, flags);
+        }
         if flags.intersects(EpollFlags::EPOLLOUT | EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP) {
             self.send_rest(id);
         }
@@ -319,8 +317,6 @@ impl Io {
         let slot = self.slot(id)?;
         if flags.intersects(EpollFlags::EPOLLOUT | EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP) {
             slot.connecting = false;
-            // What comes with the same edge is found by the first read.
-            slot.readable = true;
             let errno = sys::take_error(slot.socket.as_fd());
             self.ready.push_back(Event::Connected { id, errno });
         }
@@ -356,20 +352,24 @@ impl Io {
         }
     }
 
-    /// Sends what goes without waiting.
-    fn send(&mut self, id: ConnId, batch: &mut Box<Batch>) -> Sent {
-        let sent = |bytes, errno| Sent { batch: Box::default(), bytes, errno };
-        let Some(slot) = self.slot(id) else { return sent(0, Some(Errno::from_raw(libc::ENOTCONN))) };
-        match sys::send_now(slot.socket.as_fd(), batch) {
-            Ok(now) => {
-                self.counters.call(if now.pieces { Syscall::Sendmsg } else { Syscall::Send });
-                batch.advance(now.bytes);
-                sent(now.bytes, None)
-            }
-            Err(errno) => {
-                self.counters.call(Syscall::Send);
-                let later = matches!(errno.raw(), libc::EAGAIN | libc::EINTR);
-                sent(0, (!later).then_some(errno))
+    /// Sends until the batch is gone or the socket is full: only then will an edge come.
+    fn send(&mut self, id: ConnId, batch: &mut Batch) -> (usize, Option<Errno>) {
+        let Some(slot) = self.slots.get_mut(id.slot()).and_then(Option::as_mut) else {
+            return (0, Some(Errno::from_raw(libc::ENOTCONN)));
+        };
+        let mut bytes = 0;
+        loop {
+            self.counters.call(if batch.as_single().is_some() { Syscall::Send } else { Syscall::Sendmsg });
+            match sys::send_now(slot.socket.as_fd(), batch) {
+                Ok(now) => {
+                    batch.advance(now.bytes);
+                    bytes += now.bytes;
+                    if batch.is_empty() || now.short {
+                        return (bytes, None);
+                    }
+                }
+                Err(errno) if errno.raw() == libc::EINTR => {}
+                Err(errno) => return (bytes, (errno.raw() != libc::EAGAIN).then_some(errno)),
             }
         }
     }
@@ -380,9 +380,9 @@ impl Io {
         let (Some(mut batch), gone) = (slot.batch.take(), std::mem::take(&mut slot.gone)) else {
             return;
         };
-        let sent = self.send(id, &mut batch);
-        let bytes = gone + sent.bytes;
-        self.ready.push_back(Event::Sent { id, sent: Sent { batch, bytes, ..sent } });
+        let (bytes, errno) = self.send(id, &mut batch);
+        let bytes = gone + bytes;
+        self.ready.push_back(Event::Sent { id, sent: Sent { batch, bytes, errno } });
     }
 
     fn close(&mut self, id: ConnId, reset: bool) {
@@ -401,10 +401,16 @@ impl Io {
     }
 
     fn set_interest(&mut self, port: PortKey, flags: EpollFlags) {
-        if let Some(listener) = self.ports.get(&port) {
-            self.counters.call(Syscall::EpollCtl);
-            let mut interest = EpollEvent::new(flags, PORT | u64::from(port.0));
-            let _ = self.epoll.modify(&**listener, &mut interest);
+        let Some(listener) = self.ports.get(&port) else { return };
+        self.counters.call(Syscall::EpollCtl);
+        let mut interest = EpollEvent::new(flags, PORT | u64::from(port.0));
+        let changed = match self.epoll.modify(&**listener, &mut interest) {
+            // The first attempt to add it had failed.
+            Err(nix::errno::Errno::ENOENT) => self.epoll.add(&**listener, interest),
+            changed => changed,
+        };
+        if let Err(errno) = changed {
+            self.ready.push_back(Event::AcceptFailed { port, errno: errno.into() });
         }
     }
 
@@ -432,14 +438,6 @@ impl Sockets for Io {
     fn lend(&mut self, id: ConnId, ask: &mut dyn FnMut(BorrowedFd<'_>)) -> io::Result<()> {
         let slot = self.slot(id).ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?;
         ask(slot.socket.as_fd());
-        Ok(())
-    }
-
-    fn lend_socket(&mut self, socket: &Socket, ask: &mut dyn FnMut(BorrowedFd<'_>)) -> io::Result<()> {
-        match socket {
-            Socket::Fd(fd) => ask(fd.as_fd()),
-            Socket::Direct(_) => return Err(io::Error::from(io::ErrorKind::Unsupported)),
-        }
         Ok(())
     }
 }

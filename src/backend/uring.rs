@@ -166,6 +166,9 @@ struct Io {
     rearm: Vec<ConnId>,
     /// Connections that found no buffer, in order.
     parked: VecDeque<ConnId>,
+    /// Spare message headers, for sends in pieces.
+    #[allow(clippy::vec_box)] // The kernel is given their addresses, so they must not move.
+    messages: Vec<Box<Message>>,
     direct: bool,
     multishot: bool,
     reserve: Reserve,
@@ -182,8 +185,6 @@ pub(crate) struct Uring {
     lent: Option<u16>,
     recent: Recent,
     policy: WaitPolicy,
-    /// The process that made the ring; a forked child has no part in it.
-    process: u32,
 }
 
 /// Opens the backend with a tier that was proved to work.
@@ -218,6 +219,7 @@ impl Uring {
             ready: VecDeque::new(),
             rearm: Vec::new(),
             parked: VecDeque::new(),
+            messages: Vec::new(),
             direct: options.direct,
             multishot: options.multishot,
             reserve: Reserve::new(),
@@ -225,14 +227,7 @@ impl Uring {
             waker_armed: false,
             counters,
         };
-        Ok(Self {
-            io,
-            buffers,
-            lent: None,
-            recent: Recent::default(),
-            policy: options.wait,
-            process: std::process::id(),
-        })
+        Ok(Self { io, buffers, lent: None, recent: Recent::default(), policy: options.wait })
     }
 
     fn recycle_lent(&mut self) {
@@ -441,10 +436,16 @@ impl Io {
 
     fn send(&mut self, id: ConnId, batch: Box<Batch>) -> Option<Sent> {
         let gone = Errno::from_raw(libc::ENOTCONN);
-        let Some(slot) = self.slot(id) else { return Some(Sent { batch, bytes: 0, errno: Some(gone) }) };
+        let Some(slot) = self.slots.get_mut(id.slot()).and_then(Option::as_mut) else {
+            return Some(Sent { batch, bytes: 0, errno: Some(gone) });
+        };
+        if batch.as_single().is_none() {
+            slot.message = Some(self.messages.pop().unwrap_or_else(Message::boxed));
+        }
+        let message = slot.message.as_deref_mut();
         let entry = match &slot.socket {
-            Some(Socket::Fd(fd)) => send_entry(types::Fd(fd.as_raw_fd()), &batch, &mut slot.message),
-            Some(Socket::Direct(place)) => send_entry(types::Fixed(*place), &batch, &mut slot.message),
+            Some(Socket::Fd(fd)) => send_entry(types::Fd(fd.as_raw_fd()), &batch, message),
+            Some(Socket::Direct(place)) => send_entry(types::Fixed(*place), &batch, message),
             None => return Some(Sent { batch, bytes: 0, errno: Some(gone) }),
         };
         slot.batch = Some(batch);
@@ -586,38 +587,32 @@ impl Sockets for Io {
         };
         self.lend_direct(place, ask)
     }
-
-    fn lend_socket(&mut self, socket: &Socket, ask: &mut dyn FnMut(BorrowedFd<'_>)) -> io::Result<()> {
-        match socket {
-            Socket::Fd(fd) => {
-                ask(fd.as_fd());
-                Ok(())
-            }
-            Socket::Direct(place) => self.lend_direct(*place, ask),
-        }
-    }
 }
 
 impl Io {
-    /// Installs a direct descriptor among the process's for as long as the question takes.
+    /// Installs a direct descriptor among the process's for as long as the question takes. Direct
+    /// descriptors are for when those run out, so the reserved one is given up for it.
     fn lend_direct(&mut self, place: u32, ask: &mut dyn FnMut(BorrowedFd<'_>)) -> io::Result<()> {
         let entry = opcode::FixedFdInstall::new(types::Fixed(place), 0).build();
-        // SAFETY: an install points to nothing.
-        let completion = unsafe { self.ring.call(entry.user_data(Kind::Install.of_port(0)))? };
-        let raw = completion.outcome().map_err(io::Error::from)? as i32;
-        // SAFETY: the install has just made this descriptor, and nobody else knows it.
-        let fd = unsafe { OwnedFd::from_raw_fd(raw) };
-        ask(fd.as_fd());
-        self.counters.call(Syscall::Close);
-        Ok(())
+        let entry = entry.user_data(Kind::Install.of_port(0));
+        let Self { ring, reserve, counters, .. } = self;
+        reserve.without(|| {
+            // SAFETY: an install points to nothing.
+            let completion = unsafe { ring.call(entry)? };
+            let raw = completion.outcome().map_err(io::Error::from)? as i32;
+            // SAFETY: the install has just made this descriptor, and nobody else knows it.
+            let fd = unsafe { OwnedFd::from_raw_fd(raw) };
+            ask(fd.as_fd());
+            counters.call(Syscall::Close);
+            Ok(())
+        })
     }
 }
 
 impl Drop for Uring {
-    /// Nothing is freed while the kernel may touch it: what cannot be reaped is leaked. A forked
-    /// child must not touch the ring at all.
+    /// Nothing is freed while the kernel may touch it: what cannot be reaped is leaked.
     fn drop(&mut self) {
-        if std::process::id() == self.process && (self.io.ring.in_flight() == 0 || self.io.ring.drain()) {
+        if self.io.ring.is_ours() && (self.io.ring.in_flight() == 0 || self.io.ring.drain()) {
             return;
         }
         std::mem::forget(std::mem::take(&mut self.io.slots));

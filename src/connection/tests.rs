@@ -286,7 +286,7 @@ fn live(seed: u64) {
         state ^= state << 17;
         (state >> 11) % n
     };
-    let mut rig = Rig::with(Connection::new(seed % 2 == 0));
+    let mut rig = Rig::with(Connection::new(seed.is_multiple_of(2)));
     let (mut arrived, mut written, mut ended) = (0u8, 0u8, false);
     let (mut expected_in, mut expected_out) = (Vec::new(), Vec::new());
     for _ in 0..80 {

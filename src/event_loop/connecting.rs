@@ -9,8 +9,7 @@ use std::{
 use super::EventLoop;
 use crate::{
     connector::{Attempt, Connector, ConnectorState, Destination},
-    error::Errno,
-    factory::Peer,
+    error::{Errno, Error},
     host::FactoryEvent,
     id::ConnId,
     reactor::TimerCall,
@@ -31,7 +30,7 @@ struct Underway {
     connector: Connector,
     attempt: Attempt,
     addresses: VecDeque<SocketAddr>,
-    failure: ConnectError,
+    failure: Option<ConnectError>,
     timeout: TimerKey,
     socket: Option<ConnId>,
 }
@@ -46,9 +45,7 @@ impl EventLoop {
         if !connector.set_counted(true)
             && let Err(error) = self.use_host(host)
         {
-            log::error!("{error}; not connecting to {}", connector.get_destination());
-            connector.set_counted(false);
-            return connector.set_disconnected();
+            return self.could_not_start(&connector, error);
         }
         let _ = self.tell_factory(host, FactoryEvent::StartedConnecting(&connector));
         let options = connector.options();
@@ -58,16 +55,25 @@ impl EventLoop {
             connector: connector.clone(),
             attempt,
             addresses: VecDeque::new(),
-            failure: ConnectError::Resolve(io::Error::other("the name has no address")),
+            failure: None,
             socket: None,
         };
         self.attempts.0.insert(connector.key(), underway);
         match &options.destination {
             Destination::Address(address) => self.resolved(&connector, attempt, Ok(vec![*address])),
             Destination::Name(name, port) => {
-                resolve::spawn(&self.reactor, connector.clone(), attempt, name.clone(), *port);
+                resolve::start(&self.reactor, connector.clone(), attempt, name.clone(), *port);
             }
         }
+    }
+
+    /// The factory is told, though it has not started: only it can know what to do now.
+    fn could_not_start(&mut self, connector: &Connector, error: Error) {
+        log::error!("{error}; not connecting to {}", connector.get_destination());
+        connector.set_counted(false);
+        connector.set_disconnected();
+        let error = ConnectError::StartFactory(error.to_string());
+        let _ = self.tell_factory(connector.host(), FactoryEvent::ConnectFailed(connector, &error));
     }
 
     pub(super) fn resolved(
@@ -95,8 +101,8 @@ impl EventLoop {
     fn try_next(&mut self, connector: &Connector) {
         let Some(underway) = self.attempts.0.get_mut(&connector.key()) else { return };
         let Some(address) = underway.addresses.pop_front() else {
-            let nothing_left = ConnectError::User;
-            let failure = std::mem::replace(&mut underway.failure, nothing_left);
+            let no_address = || ConnectError::Resolve(io::Error::other("the name has no address"));
+            let failure = underway.failure.take().unwrap_or_else(no_address);
             return self.connect_failed(connector, failure);
         };
         let attempt = underway.attempt;
@@ -114,10 +120,10 @@ impl EventLoop {
                 self.backend.connect(id, socket, address);
             }
             Err(error) => {
-                underway.failure = match error {
+                underway.failure = Some(match error {
                     ClientSocketError::Bind(local, errno) => ConnectError::Bind(local, errno),
                     ClientSocketError::Other(errno) => ConnectError::from_errno(errno),
-                };
+                });
                 self.try_next(connector);
             }
         }
@@ -133,7 +139,7 @@ impl EventLoop {
                 self.close(id, false);
                 if let Some(underway) = self.underway(&connector, attempt) {
                     underway.socket = None;
-                    underway.failure = ConnectError::from_errno(errno);
+                    underway.failure = Some(ConnectError::from_errno(errno));
                     self.try_next(&connector);
                 }
             }
@@ -142,33 +148,22 @@ impl EventLoop {
     }
 
     fn connection_made(&mut self, id: ConnId, connector: &Connector) {
+        if connector.is_told_to_stop() {
+            return self.connect_failed(connector, ConnectError::User);
+        }
         if let Some(underway) = self.attempts.0.remove(&connector.key()) {
             let _ = self.core().timers().remove(underway.timeout);
         }
         self.counters.add(Count::Connected, 1);
         connector.set_connected(id);
-        match self.build_for_client(id) {
-            Some(protocol) => {
-                self.take_protocol(id, protocol);
-                self.made(id);
-            }
-            None => {
+        match self.build(id) {
+            true => self.made(id),
+            false => {
                 self.counters.add(Count::RefusedByFactory, 1);
                 self.close(id, false);
                 self.connector_lost(connector, &Reason::Done);
             }
         }
-    }
-
-    fn build_for_client(&mut self, id: ConnId) -> Option<u32> {
-        let slot = self.table.get(id)?.host_slot as usize;
-        let sockets = self.backend.sockets();
-        let mut ask = || {
-            let mut address = None;
-            let _ = sockets.lend(id, &mut |fd| address = sys::peer_address(fd));
-            address.into()
-        };
-        self.hosts[slot].host.build(&mut Peer::new(&mut ask))
     }
 
     pub(super) fn connect_timed_out(&mut self, connector: &Connector, attempt: Attempt) {
@@ -214,6 +209,9 @@ impl EventLoop {
     /// Counts a connector off its factory, unless that has told it to connect again: then it keeps
     /// its place for the next attempt.
     fn release_connector(&mut self, connector: &Connector) {
+        if self.stopping {
+            connector.set_disconnected();
+        }
         if connector.state() == ConnectorState::Disconnected && connector.set_counted(false) {
             self.release_host(connector.host());
         }

@@ -8,7 +8,7 @@ use crate::{
     error::{Errno, Error},
     factory::Peer,
     host::{ProtocolEvent, caught},
-    id::{ConnId, HostKey, PortKey},
+    id::{ConnId, PortKey},
     port::Port,
     reactor::{State, TimerCall},
     stats::Count,
@@ -23,29 +23,30 @@ const QUIET: Duration = Duration::from_secs(60);
 pub(super) struct OpenPort {
     port: Port,
     quiet_until: Option<Instant>,
+    /// Why it is about to end, if not because somebody stopped it.
+    failure: Option<Error>,
 }
 
 impl EventLoop {
     pub(super) fn open_port(&mut self, port: Port) {
         if self.stopping || port.is_stopped() {
-            port.mark_stopped();
-            self.port_done(&port, None);
-            return;
+            return self.port_done(&port, None);
         }
+        let Some(listener) = port.listener() else { return };
         if let Err(error) = self.use_host(port.host()) {
-            port.mark_stopped();
             log::error!("{error}; (TCP Port {} Closed)", port.number());
             self.port_done(&port, Some(&error));
             self.fail_start(error);
             return;
         }
-        self.backend.listen(port.key(), port.listener());
-        self.ports.insert(port.key(), OpenPort { port, quiet_until: None });
+        self.backend.listen(port.key(), listener);
+        self.ports.insert(port.key(), OpenPort { port, quiet_until: None, failure: None });
     }
 
     /// A factory that cannot start ends a reactor that is only just starting: nothing would listen.
     fn fail_start(&mut self, error: Error) {
-        if self.ports.is_empty() && self.core().change_state(State::Running, State::Stopping) {
+        if self.starting && self.ports.is_empty() && self.core().change_state(State::Running, State::Stopping)
+        {
             self.failed = Some(error);
         }
     }
@@ -65,14 +66,14 @@ impl EventLoop {
     }
 
     pub(super) fn port_closed(&mut self, key: PortKey, error: Option<&Error>) {
-        let Some(OpenPort { port, .. }) = self.ports.remove(&key) else { return };
+        let Some(OpenPort { port, failure, .. }) = self.ports.remove(&key) else { return };
         log::info!("(TCP Port {} Closed)", port.number());
         self.release_host(port.host());
-        self.port_done(&port, error);
+        self.port_done(&port, error.or(failure.as_ref()));
     }
 
     fn port_done(&mut self, port: &Port, error: Option<&Error>) {
-        for call in port.take_on_done() {
+        for call in port.end(error) {
             let _ = caught(|| call(&self.reactor, error));
         }
     }
@@ -87,42 +88,34 @@ impl EventLoop {
             return self.backend.refuse(socket);
         }
         let host = port.host();
-        if let Some(id) = self.build(host, &socket) {
-            self.backend.adopt(id, socket);
+        let Some(slot) = self.host_slots.get(&host).copied() else {
+            return self.backend.refuse(socket);
+        };
+        let id = self.insert(host, slot, Stage::Connecting);
+        self.backend.adopt(id, socket);
+        if self.build(id) {
             self.made(id);
         } else {
             self.counters.add(Count::RefusedByFactory, 1);
-            self.backend.refuse(socket);
+            self.close(id, false);
         }
     }
 
-    /// Has the factory build a protocol for a socket that is not adopted yet.
-    fn build(&mut self, host: HostKey, socket: &Socket) -> Option<ConnId> {
-        let slot = *self.host_slots.get(&host)?;
+    /// Has the factory build the protocol of a connection, which is made by it.
+    pub(super) fn build(&mut self, id: ConnId) -> bool {
+        let Some(entry) = self.table.get(id) else { return false };
+        let host = &mut self.hosts[entry.host_slot as usize].host;
         let sockets = self.backend.sockets();
         let mut ask = || {
             let mut address = None;
-            let _ = sockets.lend_socket(socket, &mut |fd| address = sys::peer_address(fd));
+            let _ = sockets.lend(id, &mut |fd| address = sys::peer_address(fd));
             address.into()
         };
         let mut peer = Peer::new(&mut ask);
-        let protocol = self.hosts[slot].host.build(&mut peer)?;
-        let answer = peer.answer();
-        let id = self.insert(host, slot, Stage::Made);
-        self.take_protocol(id, protocol);
-        if let (Some(peer), Some(entry)) = (answer, self.table.get(id)) {
-            entry.set_peer(peer);
-        }
-        Some(id)
-    }
-
-    /// Gives a connection its protocol.
-    pub(super) fn take_protocol(&mut self, id: ConnId, protocol: u32) {
-        let Some(entry) = self.table.get(id) else { return };
-        let half_closeable = self.hosts[entry.host_slot as usize].host.half_closeable();
-        entry.protocol = protocol;
-        entry.connection = crate::connection::Connection::new(half_closeable);
-        entry.stage = Stage::Made;
+        let Some(protocol) = host.build(&mut peer) else { return false };
+        entry.become_made(protocol, host.half_closeable(), peer.answer());
+        self.table.join(id);
+        true
     }
 
     pub(super) fn made(&mut self, id: ConnId) {
@@ -153,6 +146,9 @@ impl EventLoop {
             }
             AcceptDecision::Over => {
                 self.log_accept_failure(key, errno, "the port is closed");
+                if let Some(open) = self.ports.get_mut(&key) {
+                    open.failure = Some(Error::System { doing: "accepting", cause: errno.into() });
+                }
                 self.backend.unlisten(key);
             }
         }

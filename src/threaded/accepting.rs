@@ -59,7 +59,8 @@ impl Main {
             self.fail_start(error);
             return;
         }
-        self.doors.open(port.key(), port.listener());
+        let Some(listener) = port.listener() else { return };
+        self.doors.open(port.key(), listener);
         self.ports.insert(port.key(), OpenPort { port, quiet_until: None });
     }
 
@@ -93,7 +94,7 @@ impl Main {
     }
 
     fn port_done(&mut self, port: &Port, error: Option<&Error>) {
-        for call in port.take_on_done() {
+        for call in port.end(error) {
             let _ = caught(|| call(&self.shared.reactor, error));
         }
     }
@@ -162,7 +163,7 @@ impl Main {
 
     pub(super) fn accept_again(&mut self, key: PortKey) {
         if let Some(open) = self.ports.get(&key).filter(|open| !open.port.is_stopped()) {
-            self.doors.open(key, open.port.listener());
+            open.port.listener().into_iter().for_each(|listener| self.doors.open(key, listener));
         }
     }
 

@@ -65,7 +65,7 @@ impl Main {
             }
             Destination::Name(name, port) => {
                 let (name, port) = (name.clone(), *port);
-                resolve::spawn(&self.shared.reactor, connector, attempt, name, port);
+                resolve::start(&self.shared.reactor, connector, attempt, name, port);
             }
         }
     }

@@ -207,7 +207,12 @@ impl ThreadConnection {
 /// For the one who has the baton.
 impl ThreadConnection {
     /// Does all that the connection wants done.
-    fn work<'a>(&'a self, mut state: MutexGuard<'a, State>, duty: &mut Duty, worker: Worker) -> MutexGuard<'a, State> {
+    fn work<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        duty: &mut Duty,
+        worker: Worker,
+    ) -> MutexGuard<'a, State> {
         let mut sends_left = SENDS_IN_A_ROW;
         while !state.over {
             if let Some(call) = state.mail.pop_front() {

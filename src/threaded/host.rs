@@ -9,7 +9,9 @@ use std::{
 use super::shared::lock;
 use crate::{
     factory::{Factory, FactoryMut, FactorySource, Peer},
-    host::{ClientHooks, Env, FactoryEvent, Panicked, ProtocolEvent, build, caught, tell_factory, tell_protocol},
+    host::{
+        ClientHooks, Env, FactoryEvent, Panicked, ProtocolEvent, build, caught, tell_factory, tell_protocol,
+    },
     id::ConnId,
     protocol::{ErasedCall, Protocol},
 };

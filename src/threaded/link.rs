@@ -58,7 +58,8 @@ impl Link for ThreadLink<'_> {
         let mut answer = Write::Closed;
         if let Some(bytes) = filled.as_single() {
             self.visit(id, &mut |visited| {
-                answer = visited.connection.write(visited.pool, visited.limits, &mut |batch| batch.push(bytes));
+                answer =
+                    visited.connection.write(visited.pool, visited.limits, &mut |batch| batch.push(bytes));
             });
         }
         self.duty.pool.give(filled);
@@ -77,7 +78,7 @@ impl Link for ThreadLink<'_> {
             if kept.is_none() {
                 *kept = asked(fd).map(Address::Tcp);
             }
-            kept.unwrap_or(Address::Unknown)
+            kept.clone().unwrap_or(Address::Unknown)
         };
         self.with(id, ask).unwrap_or(Address::Unknown)
     }

@@ -10,7 +10,11 @@ use std::{
 
 use slab::Slab;
 
-use super::{connection::{Parts, ThreadConnection}, hosts::Hosted, link::ThreadLink};
+use super::{
+    connection::{Parts, ThreadConnection},
+    hosts::Hosted,
+    link::ThreadLink,
+};
 use crate::{
     backend::threads::{crew::Crew, sender::Sender},
     connector::{Attempt, Connector},
@@ -82,16 +86,18 @@ impl Shared {
     }
 
     /// Starts a connection's thread.
-    pub(super) fn start(
-        self: &Arc<Self>,
-        work: impl FnOnce(&mut Duty) + Send + 'static,
-    ) -> io::Result<()> {
+    pub(super) fn start(self: &Arc<Self>, work: impl FnOnce(&mut Duty) + Send + 'static) -> io::Result<()> {
         let mut duty = Duty::new(self);
         self.crew.start("ringspun-conn", Box::new(move || work(&mut duty)))
     }
 
     /// Tells the factory of a host.
-    pub(super) fn tell_factory(&self, hosted: &Hosted, duty: &mut Duty, event: FactoryEvent<'_>) -> io::Result<()> {
+    pub(super) fn tell_factory(
+        &self,
+        hosted: &Hosted,
+        duty: &mut Duty,
+        event: FactoryEvent<'_>,
+    ) -> io::Result<()> {
         let told = {
             let mut link = ThreadLink::new(self, None, duty);
             let env = Env { link: &mut link, reactor: &self.reactor, host: hosted.key };

@@ -42,10 +42,11 @@ fn e1_late_completions_reach_no_later_connection(setup: &Setup) {
         first.ask(b"x", &[doomed as u8; 64]);
         let mut second = server.dial_made(doomed + 1);
         first.write(b"much, please");
-        first.write_until_broken(100_000);
+        let broken = first.write_until_broken(100_000) < 100_000;
         let (rest, end) = first.read_to_end();
         assert!(rest.iter().all(|byte| *byte == doomed as u8));
-        assert_eq!(end, End::Reset);
+        // A failing write takes the error that the read would have had.
+        assert!(end == End::Reset || broken);
         for _ in 0..3 {
             second.ask(b"x", &[(doomed + 1) as u8; 64]);
         }
@@ -157,7 +158,7 @@ fn e5_short_sends_lose_nothing(setup: &Setup) {
 }
 
 fn e6_closing_with_a_send_in_flight(setup: &Setup) {
-    let script = Script::new().on_made(move |cx, conn| {
+    let script = Script::new().on_made(|cx, _| {
         let _ = cx.transport.write(&vec![0; 12 << 20]);
     });
     let mut server = script.serve(setup.reactor());

@@ -207,7 +207,7 @@ fn c4_no_data_after_the_end_was_asked_for(setup: &Setup) {
 }
 
 fn c4_no_held_data_after_lose_connection(setup: &Setup) {
-    let script = Script::new().on_data(move |cx, conn, _| {
+    let script = Script::new().on_data(|cx, _, _| {
         cx.transport.pause_producing();
     });
     let server = script.serve(setup.reactor());
@@ -435,11 +435,10 @@ fn c14_a_lost_connection_keeps_nothing_alive(setup: &Setup) {
     for (index, word) in [b"l", b"a", b"p", b"w", b"x"].into_iter().enumerate() {
         let mut peer = server.dial_made(index + 1);
         peer.write(word);
-        if word == b"w" {
-            peer.reset();
-        } else {
+        if word != b"w" {
             peer.read_to_end();
         }
+        peer.reset();
         server.journal.wait_lost(index + 1);
         drops.wait_for(1);
     }

@@ -88,6 +88,8 @@ impl Dial {
             }
             let mut state = self.state();
             state.socket = None;
+            // A socket that was taken back fails with an error of its own, which says nothing.
+            state.check()?;
             if state.over {
                 return Err(failure);
             }

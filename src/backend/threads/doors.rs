@@ -46,7 +46,12 @@ impl Doors {
 
     /// Sleeps until a peer waits, somebody wakes the reactor, or `timeout` has passed. The ports
     /// at which peers wait are added to `ready`.
-    pub(crate) fn wait(&self, timeout: Duration, counters: &Branch, ready: &mut Vec<PortKey>) -> io::Result<()> {
+    pub(crate) fn wait(
+        &self,
+        timeout: Duration,
+        counters: &Branch,
+        ready: &mut Vec<PortKey>,
+    ) -> io::Result<()> {
         let descriptors = [self.waker.as_fd()].into_iter().chain(self.open.iter().map(|(_, l)| l.as_fd()));
         let mut polled: Vec<_> = descriptors.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
         counters.call(Syscall::Poll);

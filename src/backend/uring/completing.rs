@@ -8,6 +8,9 @@ use crate::{
     stats::Count,
 };
 
+/// Spare message headers are a kilobyte each.
+const MESSAGES_KEPT: usize = 256;
+
 impl Io {
     pub(super) fn next_found(&mut self, buffers: &mut Buffers) -> Option<Found> {
         loop {
@@ -30,7 +33,8 @@ impl Io {
                 self.waker_armed = completion.more();
                 return Some(Found::Other(Event::Woken));
             }
-            Kind::Cancel | Kind::Refuse | Kind::Install => return None,
+            Kind::Install => return self.close_stray(completion),
+            Kind::Cancel | Kind::Refuse => return None,
             _ => {}
         }
         let id = self.owner(completion.user_data);
@@ -117,6 +121,11 @@ impl Io {
             Err(errno) => (0, Some(errno)),
         };
         batch.advance(bytes);
+        if let Some(message) = slot.message.take()
+            && self.messages.len() < MESSAGES_KEPT
+        {
+            self.messages.push(message);
+        }
         Some(Event::Sent { id, sent: Sent { batch, bytes, errno } })
     }
 

@@ -10,6 +10,9 @@ use crate::{
     sys::{SLICES_MAX, Socket},
 };
 
+/// The kernel cuts longer sends itself (`MAX_RW_COUNT`); what is left goes next time.
+const SEND_MAX: usize = 0x7fff_f000;
+
 /// What the kernel reads while a `sendmsg` is in flight.
 pub(super) struct Message {
     header: libc::msghdr,
@@ -28,22 +31,22 @@ pub(super) fn receive_once(receive: opcode::Recv) -> squeue::Entry {
 }
 
 /// One send of the whole batch: `MSG_WAITALL` makes the kernel go on after a short one.
-pub(super) fn send_entry(
-    fd: impl types_fd::Target,
-    batch: &Batch,
-    message: &mut Option<Box<Message>>,
-) -> squeue::Entry {
+pub(super) fn send_entry(fd: impl Target, batch: &Batch, message: Option<&mut Message>) -> squeue::Entry {
     let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
-    if let Some(bytes) = batch.as_single() {
-        return fd.send(bytes.as_ptr(), bytes.len() as u32, flags);
+    match (message, batch.as_single()) {
+        (Some(message), None) => {
+            message.point_to(batch);
+            fd.sendmsg(&raw const message.header, flags as u32)
+        }
+        (_, bytes) => {
+            let bytes = bytes.unwrap_or_default();
+            fd.send(bytes.as_ptr(), bytes.len().min(SEND_MAX) as u32, flags)
+        }
     }
-    let message = message.get_or_insert_with(Message::boxed);
-    message.point_to(batch);
-    fd.sendmsg(&raw const message.header, flags as u32)
 }
 
 impl Message {
-    fn boxed() -> Box<Self> {
+    pub(super) fn boxed() -> Box<Self> {
         let header = libc::msghdr {
             msg_name: ptr::null_mut(),
             msg_namelen: 0,
@@ -68,27 +71,23 @@ impl Message {
 }
 
 /// The two kinds of descriptors that the operations take.
-mod types_fd {
-    use io_uring::{opcode, squeue, types};
-
-    pub(super) trait Target {
-        fn send(self, start: *const u8, len: u32, flags: i32) -> squeue::Entry;
-        fn sendmsg(self, header: *const libc::msghdr, flags: u32) -> squeue::Entry;
-    }
-
-    macro_rules! target {
-        ($($Type:ty),*) => {$(
-            impl Target for $Type {
-                fn send(self, start: *const u8, len: u32, flags: i32) -> squeue::Entry {
-                    opcode::Send::new(self, start, len).flags(flags).build()
-                }
-
-                fn sendmsg(self, header: *const libc::msghdr, flags: u32) -> squeue::Entry {
-                    opcode::SendMsg::new(self, header).flags(flags).build()
-                }
-            }
-        )*};
-    }
-
-    target!(types::Fd, types::Fixed);
+pub(super) trait Target {
+    fn send(self, start: *const u8, len: u32, flags: i32) -> squeue::Entry;
+    fn sendmsg(self, header: *const libc::msghdr, flags: u32) -> squeue::Entry;
 }
+
+macro_rules! target {
+    ($($Type:ty),*) => {$(
+        impl Target for $Type {
+            fn send(self, start: *const u8, len: u32, flags: i32) -> squeue::Entry {
+                opcode::Send::new(self, start, len).flags(flags).build()
+            }
+
+            fn sendmsg(self, header: *const libc::msghdr, flags: u32) -> squeue::Entry {
+                opcode::SendMsg::new(self, header).flags(flags).build()
+            }
+        }
+    )*};
+}
+
+target!(types::Fd, types::Fixed);

@@ -11,11 +11,11 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 use super::Uring;
 use crate::{
-    backend::{Event, Proactor, diagnosis::Denial},
+    backend::{Event, Proactor, Sockets, diagnosis::Denial},
     id::ConnId,
     options::{Tier, UringOptions},
     output::Batch,
-    sys::{Socket, Waker},
+    sys::{self, Socket, Waker},
 };
 
 /// How long a round trip may take before the tier counts as broken.
@@ -53,9 +53,22 @@ fn round_trip(options: &UringOptions, tier: Tier) -> io::Result<()> {
     batch.push(b"ringspun");
     uring.send(sender, batch);
     let received = wait_for_data(&mut uring)?;
+    if options.direct {
+        prove_direct(&mut uring, sender)?;
+    }
     uring.close(sender, false);
     uring.close(receiver, false);
     if received { Ok(()) } else { Err(io::Error::from(io::ErrorKind::TimedOut)) }
+}
+
+/// Direct descriptors also need lending (Linux 6.8) and socket options through the ring (6.7): without
+/// the latter an abort would send FIN.
+fn prove_direct(uring: &mut Uring, id: ConnId) -> io::Result<()> {
+    uring.io.linger(id, 0);
+    uring.io.ring.submit()?;
+    let mut lingers = false;
+    uring.io.lend(id, &mut |fd| lingers = sys::resets_on_close(fd))?;
+    lingers.then_some(()).ok_or_else(|| io::Error::from_raw_os_error(libc::EOPNOTSUPP))
 }
 
 /// With direct descriptors, the test socket takes a place in the ring's table, as accepted ones do.

@@ -4,7 +4,7 @@
 //! completion is kept by the caller ([`Ring::push`]); the ring counts the operations in flight, so
 //! that nothing is freed before they are over.
 
-use std::{collections::VecDeque, io, os::fd::AsRawFd, sync::Arc, time::Duration};
+use std::{collections::VecDeque, io, mem::ManuallyDrop, os::fd::AsRawFd, sync::Arc, time::Duration};
 
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue, types};
 
@@ -70,7 +70,10 @@ impl Completion {
 
 /// See the top of this file.
 pub(super) struct Ring {
-    ring: IoUring,
+    // Not dropped in a forked child, where its memory is not mapped.
+    ring: ManuallyDrop<IoUring>,
+    /// The process that made it.
+    process: u32,
     /// Index of the registered ring descriptor; saves a look-up with every enter.
     registered: Option<u32>,
     flags: EnterFlags,
@@ -101,7 +104,8 @@ impl Ring {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
         let mut ring = Self {
-            ring,
+            ring: ManuallyDrop::new(ring),
+            process: std::process::id(),
             registered: None,
             flags: EnterFlags::GETEVENTS | EnterFlags::EXT_ARG,
             can_gather,
@@ -115,6 +119,11 @@ impl Ring {
             ring.register_ring_fd()?;
         }
         Ok(ring)
+    }
+
+    /// Whether this process made the ring; a forked child has no part in it.
+    pub(super) fn is_ours(&self) -> bool {
+        std::process::id() == self.process
     }
 
     /// For registering buffers and files.
@@ -301,10 +310,15 @@ impl Ring {
 
 impl Drop for Ring {
     fn drop(&mut self) {
+        if !self.is_ours() {
+            return;
+        }
         if let Some(index) = self.registered {
             let mut update = RingFdUpdate { offset: index, reserved: 0, data: 0 };
             let _ = self.register(UNREGISTER_RING_FDS, &mut update);
         }
+        // SAFETY: this is the one place that drops it, and nothing uses it afterwards.
+        unsafe { ManuallyDrop::drop(&mut self.ring) };
     }
 }
 
