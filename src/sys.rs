@@ -143,8 +143,6 @@ pub(crate) fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize, Er
 pub(crate) struct SentNow {
     /// Bytes that the kernel took.
     pub(crate) bytes: usize,
-    /// Whether the batch lay in pieces (`sendmsg`) or in one (`send`).
-    pub(crate) pieces: bool,
     /// Whether it took less than it was given: the socket is full.
     pub(crate) short: bool,
 }
@@ -154,14 +152,14 @@ pub(crate) fn send_now(fd: BorrowedFd<'_>, batch: &Batch) -> Result<SentNow, Err
     let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
     if let Some(bytes) = batch.as_single() {
         let sent = socket::send(fd.as_raw_fd(), bytes, flags)?;
-        return Ok(SentNow { bytes: sent, pieces: false, short: sent < bytes.len() });
+        return Ok(SentNow { bytes: sent, short: sent < bytes.len() });
     }
     let mut slices = [IoSlice::new(&[]); SLICES_MAX];
     let count = slices.iter_mut().zip(batch.slices()).map(|(to, from)| *to = IoSlice::new(from)).count();
     let slices = &slices[..count];
     let bytes = socket::sendmsg::<()>(fd.as_raw_fd(), slices, &[], flags, None)?;
     let short = bytes < slices.iter().map(|slice| slice.len()).sum();
-    Ok(SentNow { bytes, pieces: true, short })
+    Ok(SentNow { bytes, short })
 }
 
 /// Sends FIN.

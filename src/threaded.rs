@@ -30,7 +30,7 @@ use std::{
 use crate::{
     backend::threads::doors::Doors,
     error::Error,
-    host::caught,
+    host::{caught, drop_quietly},
     id::{ConnId, HostKey, PortKey},
     reactor::{Command, Core, Reactor, State, TimerCall},
     reason::{ConnectError, Loss, Reason},
@@ -63,6 +63,8 @@ struct Main {
     ports: HashMap<PortKey, OpenPort>,
     attempts: HashMap<usize, Underway>,
     now: Instant,
+    /// The commands from before `run` are being carried out.
+    starting: bool,
     stopping: bool,
     failed: Option<Error>,
     commands: VecDeque<Command>,
@@ -85,6 +87,7 @@ pub(crate) fn run(reactor: Reactor) -> Result<(), Error> {
         ports: HashMap::new(),
         attempts: HashMap::new(),
         now: Instant::now(),
+        starting: true,
         stopping: false,
         failed: None,
         commands: VecDeque::new(),
@@ -98,11 +101,28 @@ pub(crate) fn run(reactor: Reactor) -> Result<(), Error> {
 impl Main {
     fn run(&mut self) -> Result<(), Error> {
         self.run_commands();
+        self.starting = false;
         while !self.is_over() {
-            self.turn().map_err(Error::system("waiting for the kernel"))?;
+            if let Err(error) = self.turn() {
+                self.collapse(Error::System { doing: "waiting for the kernel", cause: error });
+                break;
+            }
         }
         self.shared.crew.join();
+        self.hosts.drain().for_each(drop_quietly);
         self.failed.take().map_or(Ok(()), Err)
+    }
+
+    /// The kernel has failed the main thread itself: everybody is told, then it is over.
+    fn collapse(&mut self, error: Error) {
+        log::error!("{error}; the reactor ends");
+        self.core().change_state(State::Running, State::Stopping);
+        self.mind_stop();
+        self.shared.crew.wait_until_empty();
+        self.run_notes();
+        let ports: Vec<_> = self.ports.keys().copied().collect();
+        ports.into_iter().for_each(|port| self.port_closed(port, Some(&error)));
+        self.failed = Some(error);
     }
 
     fn turn(&mut self) -> io::Result<()> {
@@ -139,7 +159,8 @@ impl Main {
         let calls = self.core().timers().next_deadline();
         let next = self.shared.deadlines.sleep_until(calls);
         // Asked after it was said until when the sleep is to last: what comes now wakes it.
-        if self.core().has_commands() || self.shared.has_notes() {
+        let stop = !self.stopping && self.core().state() == State::Stopping;
+        if stop || self.core().has_commands() || self.shared.has_notes() {
             return Duration::ZERO;
         }
         next.map_or(WAIT_MAX, |next| next.saturating_duration_since(Instant::now()).min(WAIT_MAX))
@@ -255,7 +276,7 @@ impl Main {
             connection.mail(&mut self.duty, call);
             self.duty.run_errands();
         } else {
-            let _ = caught(|| drop(call));
+            drop_quietly(call);
         }
     }
 

@@ -71,6 +71,8 @@ fn listen_and_run(args: &ServeArgs) -> Result<(), Error> {
     reactor.run().map_err(|error| Error::internal(error.to_string()))?;
     if args.control {
         report(&Report::Stats { mark: Mark::Stopped, stats: stats(&handle) });
+    } else {
+        sum_up(&handle);
     }
     Ok(())
 }
@@ -132,6 +134,17 @@ fn identity(handle: &ReactorHandle) -> Identity {
 fn announce(handle: &ReactorHandle, address: SocketAddr) {
     let text = format!("echo on tcp://{address}, {}\nStop it with Ctrl-C.\n", handle.backend());
     // Nobody may be reading, which is no reason not to serve.
+    let _ = io::stdout().write_all(text.as_bytes());
+}
+
+/// What the reactor counted, a line for each system call that it made.
+fn sum_up(handle: &ReactorHandle) {
+    let stats = handle.stats();
+    let received = stats.count(Count::BytesReceived);
+    let mut text = format!("{} connections, {received} bytes received\n", stats.count(Count::Made));
+    for call in Syscall::ALL.iter().filter(|call| stats.syscall(**call) > 0) {
+        text.push_str(&format!("{call} {}\n", stats.syscall(*call)));
+    }
     let _ = io::stdout().write_all(text.as_bytes());
 }
 

@@ -31,6 +31,15 @@ use crate::{
     sys,
 };
 
+/// What one send came to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Gone {
+    /// Bytes that the kernel took.
+    pub(crate) bytes: usize,
+    /// It will take no more for now.
+    pub(crate) full: bool,
+}
+
 /// The socket of one connection, closed when the last thread that works on it lets go: so no
 /// thread ever asks a descriptor that has become somebody else's.
 ///
@@ -65,21 +74,21 @@ impl Wire {
         received
     }
 
-    /// Sends what goes without waiting, and takes it off the batch; 0 if nothing does.
-    pub(crate) fn send(&self, batch: &mut Batch) -> Result<usize, Errno> {
+    /// Sends what goes without waiting, and takes it off the batch.
+    pub(crate) fn send(&self, batch: &mut Batch) -> Result<Gone, Errno> {
+        let call = if batch.as_single().is_some() { Syscall::Send } else { Syscall::Sendmsg };
+        self.counters.call(call);
         match sys::send_now(self.socket.as_fd(), batch) {
             Ok(sent) => {
-                self.counters.call(if sent.pieces { Syscall::Sendmsg } else { Syscall::Send });
                 self.counters.add(Count::BytesSent, sent.bytes as u64);
                 batch.advance(sent.bytes);
-                Ok(sent.bytes)
+                Ok(Gone { bytes: sent.bytes, full: sent.short })
             }
-            Err(errno) => {
-                let call = if batch.as_single().is_some() { Syscall::Send } else { Syscall::Sendmsg };
-                self.counters.call(call);
-                let later = matches!(errno.raw(), libc::EAGAIN | libc::EINTR);
-                if later { Ok(0) } else { Err(errno) }
-            }
+            Err(errno) => match errno.raw() {
+                libc::EAGAIN => Ok(Gone { bytes: 0, full: true }),
+                libc::EINTR => Ok(Gone { bytes: 0, full: false }),
+                _ => Err(errno),
+            },
         }
     }
 

@@ -20,7 +20,7 @@ use crate::{
     },
     error::{Errno, Error},
     factory::Peer,
-    host::caught,
+    host::{caught, drop_quietly},
     id::PortKey,
     port::Port,
     reactor::{State, TimerCall},
@@ -48,25 +48,22 @@ pub(super) struct OpenPort {
 impl Main {
     pub(super) fn open_port(&mut self, port: Port) {
         if self.stopping || port.is_stopped() {
-            port.mark_stopped();
-            self.port_done(&port, None);
-            return;
+            return self.port_done(&port, None);
         }
+        let Some(listener) = port.listener() else { return };
         if let Err(error) = self.use_host(port.host()) {
-            port.mark_stopped();
             log::error!("{error}; (TCP Port {} Closed)", port.number());
             self.port_done(&port, Some(&error));
             self.fail_start(error);
             return;
         }
-        let Some(listener) = port.listener() else { return };
         self.doors.open(port.key(), listener);
         self.ports.insert(port.key(), OpenPort { port, quiet_until: None });
     }
 
     /// A factory that cannot start ends a reactor that is only just starting: nothing would listen.
     fn fail_start(&mut self, error: Error) {
-        if self.ports.is_empty() && self.core().change_state(State::Running, State::Stopping) {
+        if self.starting && self.ports.is_empty() && self.core().change_state(State::Running, State::Stopping) {
             self.failed = Some(error);
         }
     }
@@ -86,7 +83,6 @@ impl Main {
 
     pub(super) fn port_closed(&mut self, key: PortKey, error: Option<&Error>) {
         let Some(OpenPort { port, .. }) = self.ports.remove(&key) else { return };
-        port.mark_stopped();
         self.doors.close(key);
         log::info!("(TCP Port {} Closed)", port.number());
         self.release_host(port.host());
@@ -134,6 +130,10 @@ impl Main {
 
     /// Answers whether to accept the next one at once.
     fn accept_failed(&mut self, key: PortKey, errno: Errno) -> bool {
+        if self.ports.get(&key).is_none_or(|open| open.port.is_stopped()) {
+            self.doors.close(key);
+            return false;
+        }
         let decision = decide(errno);
         match decision {
             AcceptDecision::Next => {}
@@ -149,7 +149,8 @@ impl Main {
             }
             AcceptDecision::Over => {
                 self.log_accept_failure(key, &errno.to_string(), "the port is closed");
-                self.port_closed(key, None);
+                let error = Error::System { doing: "accepting", cause: errno.into() };
+                self.port_closed(key, Some(&error));
             }
         }
         decision == AcceptDecision::Next
@@ -182,7 +183,7 @@ impl Main {
 fn welcome(shared: &Arc<Shared>, hold: Hold, port: &Port, socket: OwnedFd, duty: &mut Duty) {
     let wire = Wire::new(socket, shared.reactor.core.counters.branch());
     match make(shared, &hold, wire, &|| !port.is_stopped()) {
-        Made::Connection(connection) => drop(connection.serve(duty)),
+        Made::Connection(connection) => drop_quietly(connection.serve(duty)),
         Made::Refused(wire) => wire.counters().add(Count::RefusedByFactory, 1),
         Made::Stopped(wire) => wire.counters().add(Count::RefusedStopped, 1),
     }

@@ -11,8 +11,8 @@ use super::{
 use crate::{
     backend::threads::{Wire, dial::Dial},
     connector::{Attempt, Connector, ConnectorState, Destination},
-    error::Errno,
-    host::FactoryEvent,
+    error::{Errno, Error},
+    host::{FactoryEvent, drop_quietly},
     reason::{ConnectError, Reason},
     resolve,
     stats::{Branch, Count},
@@ -35,9 +35,7 @@ impl Main {
         if !connector.set_counted(true)
             && let Err(error) = self.use_host(host)
         {
-            log::error!("{error}; not connecting to {}", connector.get_destination());
-            connector.set_counted(false);
-            return connector.set_disconnected();
+            return self.could_not_start(&connector, &error);
         }
         let Some(hosted) = self.hosted(host) else { return };
         let (attempt, dial) = (connector.attempt(), Arc::new(Dial::default()));
@@ -54,6 +52,15 @@ impl Main {
             Ok(()) => self.look_up(connector, attempt),
             Err(error) => self.cannot_try(&connector, attempt, &error),
         }
+    }
+
+    /// The factory is told, though it has not started: only it can know what to do now.
+    fn could_not_start(&mut self, connector: &Connector, error: &Error) {
+        log::error!("{error}; not connecting to {}", connector.get_destination());
+        connector.set_counted(false);
+        connector.set_disconnected();
+        let error = ConnectError::StartFactory(error.to_string());
+        let _ = self.tell_factory(connector.host(), FactoryEvent::ConnectFailed(connector, &error));
     }
 
     fn look_up(&mut self, connector: Connector, attempt: Attempt) {
@@ -96,6 +103,9 @@ impl Main {
     /// Counts a connector off its factory, unless that has told it to connect again: then it keeps
     /// its place for the next attempt.
     pub(super) fn release_connector(&mut self, connector: &Connector) {
+        if self.stopping {
+            connector.set_disconnected();
+        }
         if connector.state() == ConnectorState::Disconnected && connector.set_counted(false) {
             self.release_host(connector.host());
         }
@@ -125,6 +135,9 @@ impl Try {
     }
 
     fn connected(&self, wire: Wire, duty: &mut Duty) {
+        if self.connector.is_told_to_stop() {
+            return self.failed(&ConnectError::User, wire.counters(), duty);
+        }
         wire.counters().add(Count::Connected, 1);
         self.ended();
         match make(&self.shared, &self.hold, wire, &|| true) {
@@ -133,6 +146,7 @@ impl Try {
                 let reason = connection.serve(duty);
                 drop(connection);
                 self.lost(&reason, duty);
+                drop_quietly(reason);
             }
             Made::Refused(wire) => {
                 wire.counters().add(Count::RefusedByFactory, 1);

@@ -29,15 +29,16 @@ use super::{
 };
 use crate::{
     address::Address,
-    backend::threads::Wire,
+    backend::threads::{Gone, Wire},
     connection::{Arrival, Connection, Step},
     error::Errno,
     event_loop::loss_count,
-    host::{Env, ProtocolEvent, caught},
+    host::{Env, ProtocolEvent, drop_quietly},
     id::{ConnId, HostKey},
     limits::Limits,
     output::{Batch, Pool},
     protocol::ErasedCall,
+    reactor::State as Lifetime,
     reason::{Loss, Reason},
     stats::Count,
     timer::TimerKey,
@@ -92,8 +93,8 @@ pub(super) struct State {
     pub(super) host: Option<Address>,
     /// Calls for the protocol, from timers and posts.
     mail: VecDeque<ErasedCall>,
-    /// Output that did not go at once; the sender watches for room.
-    waiting: Option<Box<Batch>>,
+    /// Output that did not go at once, and how many bytes of it did; the sender watches for room.
+    waiting: Option<(Box<Batch>, usize)>,
     deadline: Option<(Instant, TimerKey)>,
     baton: Baton,
     /// The reader is back from the kernel and waits for the baton.
@@ -185,8 +186,7 @@ impl ThreadConnection {
         let mut state = self.lock();
         if state.lost {
             drop(state);
-            let _ = caught(|| drop(call));
-            return;
+            return drop_quietly(call);
         }
         state.mail.push_back(call);
         drop(state);
@@ -196,8 +196,8 @@ impl ThreadConnection {
     /// There is room to send again.
     pub(super) fn writable(&self, duty: &mut Duty) {
         let mut state = self.lock();
-        if let Some(batch) = state.waiting.take() {
-            state.sent(batch, 0, None, self.shared.limits());
+        if let Some((batch, gone)) = state.waiting.take() {
+            state.sent(batch, gone, None, self.shared.limits());
         }
         drop(state);
         self.poke(duty);
@@ -266,11 +266,11 @@ impl ThreadConnection {
         let sent = self.wire.send(&mut batch);
         let mut state = self.lock();
         match sent {
-            Ok(0) if !batch.is_empty() => {
-                state.waiting = Some(batch);
+            Ok(Gone { bytes, full: true }) => {
+                state.waiting = Some((batch, bytes));
                 let _ = self.watch(&mut state);
             }
-            Ok(bytes) => state.sent(batch, bytes, None, self.shared.limits()),
+            Ok(Gone { bytes, .. }) => state.sent(batch, bytes, None, self.shared.limits()),
             Err(errno) => state.sent(batch, 0, Some(errno), self.shared.limits()),
         }
         state
@@ -367,10 +367,14 @@ impl ThreadConnection {
                     drop(self.tell(state, duty, ProtocolEvent::Data(data)));
                 }
             }
-            Ok(_) => state.read_ended(None),
+            Ok(_) => state.read_ended(None, self.is_stopping()),
             Err(errno) if errno.raw() == libc::EINTR => {}
-            Err(errno) => state.read_ended(Some(errno)),
+            Err(errno) => state.read_ended(Some(errno), self.is_stopping()),
         }
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.shared.reactor.core.state() != Lifetime::Running
     }
 
     fn take_baton(&self) -> MutexGuard<'_, State> {
@@ -399,9 +403,9 @@ impl ThreadConnection {
         for key in timers.into_iter().chain(set_while_told) {
             // The lock is let go before the call is dropped: what it captured may run any code.
             let call = self.shared.reactor.core.timers().remove(key);
-            let _ = caught(|| drop(call));
+            drop_quietly(call);
         }
-        let _ = caught(|| drop(mail));
+        drop_quietly(mail);
         self.protocol.forget();
         self.shared.table.remove(self.id);
         duty.run_errands();
@@ -418,7 +422,12 @@ impl State {
         self.connection.sent(batch, bytes, errno, &mut self.pool, limits);
     }
 
-    fn read_ended(&mut self, errno: Option<Errno>) {
+    /// What ends once the reactor is being stopped ends for that reason: the peer may have been a
+    /// connection of the same reactor.
+    fn read_ended(&mut self, errno: Option<Errno>, stopping: bool) {
+        if stopping {
+            self.connection.finish(Reason::Lost(Loss::Shutdown), false);
+        }
         self.connection.read_ended(errno);
         self.reading = false;
     }

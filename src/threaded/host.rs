@@ -10,7 +10,7 @@ use super::shared::lock;
 use crate::{
     factory::{Factory, FactoryMut, FactorySource, Peer},
     host::{
-        ClientHooks, Env, FactoryEvent, Panicked, ProtocolEvent, build, caught, tell_factory, tell_protocol,
+        ClientHooks, Env, FactoryEvent, Panicked, ProtocolEvent, build, drop_quietly, tell_factory, tell_protocol,
     },
     id::ConnId,
     protocol::{ErasedCall, Protocol},
@@ -102,7 +102,7 @@ impl<F: Factory> ThreadProtocol for Served<F> {
 
     fn forget(&self) {
         let protocol = lock(&self.protocol).take();
-        let _ = caught(|| drop(protocol));
+        drop_quietly(protocol);
     }
 }
 

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     error::Error,
-    host::{FactoryEvent, HostSeed, caught},
+    host::{FactoryEvent, HostSeed, drop_quietly},
     id::HostKey,
     protocol::ErasedCall,
 };
@@ -122,7 +122,7 @@ impl Main {
         };
         if self.hosts.get_mut(&key).is_some_and(idle) {
             let slot = self.hosts.remove(&key);
-            let _ = caught(|| drop(slot));
+            drop_quietly(slot);
         }
     }
 
@@ -132,6 +132,10 @@ impl Main {
     }
 
     pub(super) fn call_factory(&mut self, key: HostKey, call: ErasedCall) {
-        let _ = self.tell_factory(key, FactoryEvent::Call(call));
+        if self.hosts.contains_key(&key) {
+            let _ = self.tell_factory(key, FactoryEvent::Call(call));
+        } else {
+            drop_quietly(call);
+        }
     }
 }

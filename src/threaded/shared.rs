@@ -172,7 +172,8 @@ pub(super) struct Table {
 
 #[derive(Default)]
 struct Places {
-    generation: u32,
+    /// The latest generation of each place, free ones included.
+    generations: Vec<u32>,
     taken: Slab<Arc<ThreadConnection>>,
     closed: bool,
 }
@@ -188,12 +189,15 @@ impl Table {
         if places.closed {
             return Err(parts);
         }
-        places.generation = places.generation.wrapping_add(1) & GENERATION_MASK;
-        let generation = places.generation;
-        let place = places.taken.vacant_entry();
-        let id = ConnId::new(self.reactor, generation, place.key() as u32);
+        let slot = places.taken.vacant_key();
+        if places.generations.len() <= slot {
+            places.generations.resize(slot + 1, 0);
+        }
+        let generation = (places.generations[slot] + 1) & GENERATION_MASK;
+        places.generations[slot] = generation;
+        let id = ConnId::new(self.reactor, generation, slot as u32);
         let connection = Arc::new(ThreadConnection::new(id, parts));
-        place.insert(Arc::clone(&connection));
+        places.taken.insert(Arc::clone(&connection));
         Ok(connection)
     }
 

@@ -117,24 +117,31 @@ impl Peer {
 
     /// Writes until the connection breaks or `bytes` are written; how many were.
     pub(crate) fn write_until_broken(&mut self, bytes: usize) -> usize {
-        let chunk = [b'.'; 16 << 10];
-        let mut written = 0;
-        while written < bytes {
-            match self.0.write(&chunk[..chunk.len().min(bytes - written)]) {
-                Ok(count) => written += count,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => break,
-            }
-        }
+        let (written, stuck) = self.write_on(bytes);
+        assert!(!stuck, "after {written} bytes nobody read and nobody closed");
         written
     }
 
     /// Writes until nothing more fits for as long as `patience`; how much that was.
     pub(crate) fn write_until_stuck(&mut self, patience: Duration) -> usize {
         self.0.set_write_timeout(Some(patience)).unwrap();
-        let written = self.write_until_broken(1 << 30);
+        let (written, _) = self.write_on(usize::MAX);
         self.0.set_write_timeout(Some(LIMIT)).unwrap();
         written
+    }
+
+    /// Writes until an error, and whether that was for lack of room.
+    fn write_on(&mut self, bytes: usize) -> (usize, bool) {
+        let chunk = [b'.'; 16 << 10];
+        let mut written = 0;
+        while written < bytes {
+            match self.0.write(&chunk[..chunk.len().min(bytes - written)]) {
+                Ok(count) => written += count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return (written, error.kind() == ErrorKind::WouldBlock),
+            }
+        }
+        (written, false)
     }
 }
 

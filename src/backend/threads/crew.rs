@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::{Builder, JoinHandle},
 };
 
@@ -24,6 +24,8 @@ pub(crate) struct Crew {
     /// three quarters of them.
     max: usize,
     roll: Mutex<Roll>,
+    /// The last thread has ended.
+    ended: Condvar,
     left: Left,
 }
 
@@ -40,7 +42,7 @@ struct Roll {
 impl Crew {
     pub(crate) fn new(left: Left) -> Self {
         let max = sys::mappings_limit() / 4 * 3 / MAPPINGS_A_THREAD;
-        Self { max, roll: Mutex::default(), left }
+        Self { max, roll: Mutex::default(), ended: Condvar::new(), left }
     }
 
     /// Starts a thread, whose stack is as large as the standard library makes them.
@@ -67,6 +69,14 @@ impl Crew {
         self.roll().running.is_empty()
     }
 
+    /// Waits until all threads have ended.
+    pub(crate) fn wait_until_empty(&self) {
+        let mut roll = self.roll();
+        while !roll.running.is_empty() {
+            roll = self.ended.wait(roll).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
     /// Waits until the last of the ended threads is gone.
     pub(crate) fn join(&self) {
         let last = self.roll().ended_last.take();
@@ -77,6 +87,9 @@ impl Crew {
         let before = {
             let mut roll = self.roll();
             let own = roll.running.remove(&number);
+            if roll.running.is_empty() {
+                self.ended.notify_all();
+            }
             std::mem::replace(&mut roll.ended_last, own)
         };
         join(before);

@@ -1,0 +1,164 @@
+//! Few descriptors, many connections (C17, L4).
+
+use std::{fs, net::SocketAddr, thread, time::Duration};
+
+use nix::sys::resource::{Resource, setrlimit};
+use ringspun::{Count, Stats};
+
+use crate::{
+    child::{Child, Role, hear_parent, in_child, role, tell_parent},
+    kit::{Event, Script, Server, logged},
+    peers::{End, LIMIT, Peer},
+    setups::{Setup, on_every_backend},
+};
+
+on_every_backend!(
+    c17_more_connections_than_descriptors_one_after_another,
+    l4_out_of_descriptors_the_port_sheds_and_survives,
+);
+
+fn limit_descriptors(count: u64) {
+    setrlimit(Resource::RLIMIT_NOFILE, count, count).unwrap();
+}
+
+fn open_descriptors() -> usize {
+    fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+fn c17_more_connections_than_descriptors_one_after_another(setup: &Setup) {
+    in_child(setup.test, || {
+        limit_descriptors(128);
+        let script = Script::new().on_build(|_, number| number % 7 != 6).on_data(|cx, conn, _| {
+            let _ = cx.transport.write(b"hello");
+            match conn.number % 7 {
+                0 => cx.transport.lose_connection(),
+                1 => cx.transport.abort_connection(),
+                2 => cx.transport.fail("on purpose"),
+                _ => {}
+            }
+        });
+        let server = script.serve(setup.reactor());
+        server.let_it_turn();
+        let before = open_descriptors();
+        for number in 0..600 {
+            let mut peer = server.dial();
+            if number % 7 == 6 {
+                peer.read_to_end();
+                continue;
+            }
+            peer.write(b"x");
+            match number % 7 {
+                0..3 => drop(peer.read_to_end()),
+                3 => peer.reset(),
+                4 => assert_eq!(peer.read_exactly(5), b"hello"),
+                _ => drop(peer),
+            }
+            server.journal.wait_lost(number);
+        }
+        connect_often(&server);
+        server.let_it_turn();
+        let after = open_descriptors();
+        assert!(after <= before + 1, "{before} descriptors were open, {after} are");
+        assert_eq!(server.count(Count::RefusedDescriptors), 0);
+    });
+}
+
+/// The other direction, from the reactor to itself.
+fn connect_often(server: &Server) {
+    let script = Script::new().on_made(|cx, _| cx.transport.abort_connection());
+    let script = script.on_client_lost(|_, connector, _| connector.connect().unwrap());
+    let journal = script.journal.clone();
+    let connector = server.running.reactor.connect_tcp(server.address(), script);
+    journal.wait("200 connections", |events| {
+        events.iter().filter(|event| matches!(event, Event::Made(_))).count() >= 200
+    });
+    let done = journal.clone();
+    // It reconnects until its port is gone; a refusal ends it.
+    server.port.stop_listening();
+    done.wait("the refusal", |events| events.iter().any(|event| matches!(event, Event::Failed(_))));
+    drop(connector);
+}
+
+fn l4_out_of_descriptors_the_port_sheds_and_survives(setup: &Setup) {
+    match role(setup.test) {
+        Role::Child => starve(setup),
+        Role::Parent(child) => flood(child),
+    }
+}
+
+const DESCRIPTORS: u64 = 64;
+
+/// Serves with hardly any descriptors, and answers the parent's questions.
+fn starve(setup: &Setup) {
+    limit_descriptors(DESCRIPTORS);
+    let server = Script::echo().serve(setup.reactor());
+    tell_parent(server.address());
+    loop {
+        match &*hear_parent() {
+            "measure" => {
+                let before = server.running.reactor.stats();
+                tell_parent("measuring");
+                thread::sleep(Duration::from_millis(500));
+                tell_parent(work(&server.running.reactor.stats()) - work(&before));
+            }
+            "report" => {
+                tell_parent(server.count(Count::RefusedDescriptors));
+                tell_parent(logged("could not accept a connection"));
+            }
+            _ => break,
+        }
+    }
+}
+
+fn work(stats: &Stats) -> u64 {
+    stats.count(Count::Waits) + stats.syscalls_total()
+}
+
+/// Whether this peer is served; if not, it must be told so by an end.
+fn is_served(peer: &mut Peer) -> bool {
+    use std::io::Write;
+    if peer.0.write_all(b"?").is_err() {
+        return false;
+    }
+    match peer.read_some(&mut [0; 8]) {
+        Ok(0) => false,
+        Ok(_) => true,
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => false,
+        Err(error) => panic!("neither served nor shed: {error}"),
+    }
+}
+
+fn flood(mut child: Child) {
+    let address: SocketAddr = child.hear().parse().unwrap();
+    let mut peers: Vec<Peer> = (0..200).map(|_| Peer::dial(address)).collect();
+    // Every one of them gets its answer: its echo, or its end.
+    let mut served: Vec<Peer> =
+        peers.drain(..).filter_map(|mut peer| is_served(&mut peer).then_some(peer)).collect();
+    assert!((20..DESCRIPTORS as usize + 1).contains(&served.len()), "{} are served", served.len());
+    // While none is free and others go on knocking, the server does not spin.
+    child.tell("measure");
+    assert_eq!(child.hear(), "measuring");
+    let knocking: Vec<Peer> = (0..5).map(|_| Peer::dial(address)).collect();
+    let work: u64 = child.hear().parse().unwrap();
+    assert!(work < 250, "{work} waits and system calls in half a second");
+    for mut peer in knocking {
+        assert!(!is_served(&mut peer), "there was no descriptor for it");
+    }
+    served.iter_mut().for_each(|peer| peer.ask(b"alive?", b"alive?"));
+    // Accepting resumes once there is room.
+    served.truncate(5);
+    let until = std::time::Instant::now() + LIMIT;
+    while !is_served(&mut Peer::dial(address)) {
+        assert!(std::time::Instant::now() < until, "nobody is accepted any more");
+    }
+    for _ in 0..10 {
+        Peer::dial(address).ask(b"me too?", b"me too?");
+    }
+    child.tell("report");
+    let shed: u64 = child.hear().parse().unwrap();
+    assert!(shed >= 100, "{shed} are counted as shed");
+    assert_eq!(child.hear(), "1", "it is logged once");
+    child.tell("finish");
+    child.expect_success();
+    served.iter_mut().for_each(|peer| assert_ne!(peer.read_to_end(), (vec![0], End::Fin)));
+}
