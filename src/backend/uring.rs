@@ -505,26 +505,22 @@ impl Io {
         let (armed, sending) = (slot.receiving.armed, slot.batch.is_some());
         let connecting = slot.address.is_some();
         match &slot.socket {
-            Some(Socket::Fd(fd)) => {
-                if reset {
-                    sys::reset_on_close(fd.as_fd());
-                }
-                // Ends the receive at once and sends nothing; a cancel would search for it.
+            Some(Socket::Fd(fd)) if reset => {
+                sys::reset_on_close(fd.as_fd());
+                // Ends the receive at once; a cancel would search for it. Only before a reset: a
+                // socket in FIN_WAIT2 that was shut for reading opens its window no more, and
+                // its peer would wait for a minute.
                 if armed {
                     sys::shutdown_read(fd.as_fd());
                 }
-                self.count_close_calls(reset, armed);
+                self.count_reset_calls(armed);
             }
-            Some(Socket::Direct(place)) => {
+            Some(Socket::Direct(place)) if reset => {
                 let place = *place;
-                if reset {
-                    self.linger(id, place);
-                }
-                if armed {
-                    self.cancel(Kind::Receive.of(id));
-                }
+                self.linger(id, place);
+                self.cancel_receive(id, armed);
             }
-            None => {}
+            _ => self.cancel_receive(id, armed),
         }
         if sending {
             self.cancel(Kind::Send.of(id));
@@ -535,10 +531,14 @@ impl Io {
         self.close_if_reaped(id);
     }
 
-    fn count_close_calls(&self, reset: bool, armed: bool) {
-        if reset {
-            self.counters.call(Syscall::Setsockopt);
+    fn cancel_receive(&mut self, id: ConnId, armed: bool) {
+        if armed {
+            self.cancel(Kind::Receive.of(id));
         }
+    }
+
+    fn count_reset_calls(&self, armed: bool) {
+        self.counters.call(Syscall::Setsockopt);
         if armed {
             self.counters.call(Syscall::Shutdown);
         }

@@ -3,9 +3,9 @@
 
 use std::{
     env,
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Read, Write},
     process::{self, Command, ExitStatus, Stdio},
-    sync::mpsc::{self, Receiver},
+    sync::mpsc::{self, Receiver, Sender},
     thread,
     time::Instant,
 };
@@ -75,12 +75,12 @@ impl Child {
             .envs(variables.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let output = BufReader::new(process.stdout.take().unwrap());
         let (tell, lines) = mpsc::channel();
-        // Ends with the child's output.
-        thread::spawn(move || output.lines().map_while(Result::ok).try_for_each(|line| tell.send(line)));
+        forward(process.stdout.take().unwrap(), tell.clone());
+        forward(process.stderr.take().unwrap(), tell);
         Self { process, lines, test: test.to_owned() }
     }
 
@@ -124,6 +124,12 @@ impl Child {
         assert!(status.success(), "the child of {test} failed ({status}): {output}");
         assert!(output.contains("1 passed"), "the child of {test} ran no test: {output}");
     }
+}
+
+/// Passes on what a child prints, line by line, until it ends.
+fn forward(output: impl Read + Send + 'static, tell: Sender<String>) {
+    let mut lines = BufReader::new(output).lines().map_while(Result::ok);
+    thread::spawn(move || lines.try_for_each(|line| tell.send(line)));
 }
 
 impl Drop for Child {
