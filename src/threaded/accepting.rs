@@ -63,7 +63,8 @@ impl Main {
 
     /// A factory that cannot start ends a reactor that is only just starting: nothing would listen.
     fn fail_start(&mut self, error: Error) {
-        if self.starting && self.ports.is_empty() && self.core().change_state(State::Running, State::Stopping) {
+        if self.starting && self.ports.is_empty() && self.core().change_state(State::Running, State::Stopping)
+        {
             self.failed = Some(error);
         }
     }

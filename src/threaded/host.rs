@@ -10,7 +10,8 @@ use super::shared::lock;
 use crate::{
     factory::{Factory, FactoryMut, FactorySource, Peer},
     host::{
-        ClientHooks, Env, FactoryEvent, Panicked, ProtocolEvent, build, drop_quietly, tell_factory, tell_protocol,
+        ClientHooks, Env, FactoryEvent, Panicked, ProtocolEvent, build, drop_quietly, tell_factory,
+        tell_protocol,
     },
     id::ConnId,
     protocol::{ErasedCall, Protocol},

@@ -64,7 +64,7 @@ pub(crate) fn fork_and_stay() -> Pid {
     }
 }
 
-/// Has the kernel answer this errno to io_uring_setup(2), for this thread and all it starts.
+/// Has the kernel answer this errno to io_uring_setup(2), for all threads of this process.
 pub(crate) fn deny_io_uring(errno: i32) {
     let instruction = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
     let mut filter = [
@@ -78,6 +78,7 @@ pub(crate) fn deny_io_uring(errno: i32) {
     // SAFETY: the program and its filter live until the call returns; the kernel copies them.
     unsafe {
         assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
-        assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program), 0);
+        let (mode, all_threads) = (libc::SECCOMP_SET_MODE_FILTER, libc::SECCOMP_FILTER_FLAG_TSYNC);
+        assert_eq!(libc::syscall(libc::SYS_seccomp, mode, all_threads, &raw const program), 0);
     }
 }
