@@ -265,7 +265,7 @@ impl Main {
         for note in self.shared.take_notes() {
             match note {
                 Note::AttemptEnded(connector, attempt) => self.attempt_ended(&connector, attempt),
-                Note::ConnectorEnded(connector) => self.release_connector(&connector),
+                Note::ConnectorEnded(connector, attempt) => self.connector_ended(&connector, attempt),
                 Note::HostIdle(key) => self.drop_if_forgotten(key),
             }
         }

@@ -32,7 +32,6 @@ enum Told {
     Paused(ConnId),
     Resumed(ConnId),
     Lost(ConnId, String),
-    Said(&'static str),
 }
 
 type Act = dyn Fn(&mut Cx<'_, Actors>, &[u8]) + Send + Sync;
@@ -410,10 +409,11 @@ fn filling_output_from_the_factory_cannot_deadlock() {
     let target: Arc<Mutex<Option<ConnId>>> = Arc::default();
     let to = Arc::clone(&target);
     let (filling, inside) = door();
+    let (held, holding) = door();
     let running = Running::start(move |cx, data| match data {
         b"hold" => {
             cx.factory.number += 1;
-            cx.transport.write(b"held");
+            held.send(()).unwrap();
             let id = to.lock().unwrap().unwrap();
             // The other one is about to ask for the factory, inside of its `write_with`.
             pass(&inside);
@@ -431,9 +431,9 @@ fn filling_output_from_the_factory_cannot_deadlock() {
     *target.lock().unwrap() = Some(id);
     let (mut holder, _) = running.dial();
     holder.write_all(b"hold").unwrap();
+    pass(&holding);
     filled.write_all(b"fill").unwrap();
-    let got = String::from_utf8(read_exactly(&mut filled, 16)).unwrap();
-    assert!(got == "from elsewhere 1" || got == "1from elsewhere ", "{got}");
+    assert_eq!(read_exactly(&mut filled, 16), b"from elsewhere 1");
 }
 
 #[test]
@@ -489,7 +489,8 @@ fn a_message_is_one_recv_and_one_send_and_idleness_is_nothing() {
     let all = CONNECTIONS * MESSAGES;
     let after = running.wait_stats(|stats| stats.syscall(Syscall::Recv) == CONNECTIONS + all);
     assert_eq!(after.syscall(Syscall::Send), all);
-    assert_eq!(after.syscalls_total() - before.syscalls_total(), 2 * all);
+    // The main thread may have been on its way back to sleep.
+    assert!(after.syscalls_total() - before.syscalls_total() <= 2 * all + 2, "{before:?} {after:?}");
     assert_eq!(after.count(Count::BytesReceived), 7 * all);
     assert_eq!(after.count(Count::BytesSent), 7 * all);
     thread::sleep(Duration::from_millis(300));

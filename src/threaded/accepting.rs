@@ -184,7 +184,7 @@ impl Main {
 fn welcome(shared: &Arc<Shared>, hold: Hold, port: &Port, socket: OwnedFd, duty: &mut Duty) {
     let wire = Wire::new(socket, shared.reactor.core.counters.branch());
     match make(shared, &hold, wire, &|| !port.is_stopped()) {
-        Made::Connection(connection) => drop_quietly(connection.serve(duty)),
+        Made::Connection(connection) => drop_quietly(connection.serve(duty, None)),
         Made::Refused(wire) => wire.counters().add(Count::RefusedByFactory, 1),
         Made::Stopped(wire) => wire.counters().add(Count::RefusedStopped, 1),
     }

@@ -9,7 +9,10 @@ use super::{
     shared::{Duty, Note, Shared},
 };
 use crate::{
-    backend::threads::{Wire, dial::Dial},
+    backend::threads::{
+        Wire,
+        dial::{Connected, Dial},
+    },
     connector::{Attempt, Connector, ConnectorState, Destination},
     error::{Errno, Error},
     host::{FactoryEvent, drop_quietly},
@@ -100,9 +103,16 @@ impl Main {
         }
     }
 
+    pub(super) fn connector_ended(&mut self, connector: &Connector, attempt: Attempt) {
+        // Of a later attempt there will be a note of its own, when its factory has had its say.
+        if connector.attempt() == attempt {
+            self.release_connector(connector);
+        }
+    }
+
     /// Counts a connector off its factory, unless that has told it to connect again: then it keeps
     /// its place for the next attempt.
-    pub(super) fn release_connector(&mut self, connector: &Connector) {
+    fn release_connector(&mut self, connector: &Connector) {
         if self.stopping {
             connector.set_disconnected();
         }
@@ -127,14 +137,14 @@ impl Try {
         self.tell_factory(duty, FactoryEvent::StartedConnecting(&self.connector));
         let counters = self.shared.reactor.core.counters.branch();
         match dial.run(self.connector.options().bind, self.deadline, &counters) {
-            Ok(socket) => self.connected(Wire::new(socket, counters), duty),
+            Ok(Connected { socket, reset }) => self.connected(Wire::new(socket, counters), reset, duty),
             Err(error) => self.failed(&error, &counters, duty),
         }
         // What may drop the connector, and so forget its factory, comes after all that needs it.
-        self.shared.note(Note::ConnectorEnded(self.connector.clone()));
+        self.shared.note(Note::ConnectorEnded(self.connector.clone(), self.attempt));
     }
 
-    fn connected(&self, wire: Wire, duty: &mut Duty) {
+    fn connected(&self, wire: Wire, reset: Option<Errno>, duty: &mut Duty) {
         if self.connector.is_told_to_stop() {
             return self.failed(&ConnectError::User, wire.counters(), duty);
         }
@@ -143,7 +153,7 @@ impl Try {
         match make(&self.shared, &self.hold, wire, &|| true) {
             Made::Connection(connection) => {
                 self.connector.set_connected(connection.id());
-                let reason = connection.serve(duty);
+                let reason = connection.serve(duty, reset);
                 drop(connection);
                 self.lost(&reason, duty);
                 drop_quietly(reason);

@@ -319,13 +319,18 @@ impl ThreadConnection {
 
 /// For its own thread.
 impl ThreadConnection {
-    /// The life of the connection, from `connection_made` to `connection_lost`; why it ended.
-    pub(super) fn serve(&self, duty: &mut Duty) -> Box<Reason> {
+    /// The life of the connection, from `connection_made` to `connection_lost`; why it ended. One
+    /// that has been reset already ends with that, after what came before.
+    pub(super) fn serve(&self, duty: &mut Duty, reset: Option<Errno>) -> Box<Reason> {
         self.wire.counters().add(Count::Made, 1);
         drop(self.tell(self.lock(), duty, ProtocolEvent::Made));
         let mut buffer = vec![0; BUFFER_BYTES];
         while self.settle(duty) {
-            let received = self.wire.receive(&mut buffer);
+            let received = match (self.wire.receive(&mut buffer), reset) {
+                // Whoever saw the reset has taken the error off the socket, which says FIN now.
+                (Ok(0), Some(errno)) => Err(errno),
+                (received, _) => received,
+            };
             self.arrived(duty, received.map(|n| &buffer[..n]));
             if received == Ok(buffer.len()) && buffer.len() < BUFFER_BYTES_MAX {
                 buffer = vec![0; 2 * buffer.len()];

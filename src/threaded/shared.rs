@@ -35,8 +35,8 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(super) enum Note {
     /// An attempt to connect is over.
     AttemptEnded(Connector, Attempt),
-    /// A connector is disconnected, if its factory has not connected it again.
-    ConnectorEnded(Connector),
+    /// A connector is disconnected after this attempt, if its factory has not begun another.
+    ConnectorEnded(Connector, Attempt),
     /// A factory that no handle names any more has lost its last connection.
     HostIdle(HostKey),
 }

@@ -87,7 +87,6 @@ fn c7_lose_connection_flushes_while_the_peer_is_sending(setup: &Setup) {
     let server = write_and_lose(&bytes).serve(setup.limited(limits));
     let mut peer = server.dial_made(0);
     let mut sender = peer.share();
-    peer.write(b"go");
     // Sends without end; the peer's own shutdown is what stops it.
     let sending = thread::spawn(move || sender.write_until_broken(usize::MAX));
     server.journal.wait_note("returned");

@@ -141,14 +141,15 @@ fn k1_disconnect_ends_whatever_is_under_way(setup: &Setup) {
 
 fn k2_connect_inside_the_loss_reconnects(setup: &Setup) {
     const TIMES: usize = 5;
-    let script = Script::new().on_made(|cx, conn| match conn.number % 2 {
+    let script = Script::new().on_data(|cx, conn, _| match conn.number % 2 {
         0 => cx.transport.lose_connection(),
         _ => cx.transport.abort_connection(),
     });
     let server = script.serve(setup.reactor());
     let losses = Tally::default();
     let count = losses.clone();
-    let script = Script::new().on_client_lost(move |_, connector, _| {
+    let script = Script::new().on_made(|cx, _| ignore(cx.transport.write(b"x")));
+    let script = script.on_client_lost(move |_, connector, _| {
         if count.up() + 1 < TIMES {
             connector.connect().unwrap();
         }
@@ -184,9 +185,10 @@ fn k2_connect_inside_the_failure_tries_again(setup: &Setup) {
 }
 
 fn k3_the_protocol_hears_of_the_loss_before_its_factory(setup: &Setup) {
-    let server = Script::new().on_made(|cx, _| cx.transport.abort_connection()).serve(setup.reactor());
+    let server = Script::new().on_data(|cx, _, _| cx.transport.abort_connection()).serve(setup.reactor());
     for _ in 0..10 {
-        let (_, journal) = connect(&server.running, server.address(), Script::new());
+        let script = Script::new().on_made(|cx, _| ignore(cx.transport.write(b"x")));
+        let (_, journal) = connect(&server.running, server.address(), script);
         journal.wait_for(Event::Stopped);
         let events = journal.all();
         let place = |wanted: fn(&Event) -> bool| events.iter().position(wanted).unwrap();

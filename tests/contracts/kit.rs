@@ -48,14 +48,20 @@ pub(crate) struct Journal(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
-    events: Mutex<Vec<Event>>,
+    kept: Mutex<Kept>,
     added: Condvar,
-    ids: Mutex<BTreeMap<usize, ConnId>>,
+}
+
+#[derive(Default)]
+struct Kept {
+    events: Vec<Event>,
+    /// Of the connections whose `connection_made` is over.
+    ids: BTreeMap<usize, ConnId>,
 }
 
 impl Journal {
     pub(crate) fn add(&self, event: Event) {
-        self.events().push(event);
+        self.kept().events.push(event);
         self.0.added.notify_all();
     }
 
@@ -64,26 +70,20 @@ impl Journal {
     }
 
     pub(crate) fn all(&self) -> Vec<Event> {
-        self.events().clone()
+        self.kept().events.clone()
     }
 
     pub(crate) fn count(&self, wanted: impl Fn(&Event) -> bool) -> usize {
-        self.events().iter().filter(|event| wanted(event)).count()
+        self.kept().events.iter().filter(|event| wanted(event)).count()
     }
 
     pub(crate) fn has(&self, event: &Event) -> bool {
-        self.events().contains(event)
+        self.kept().events.contains(event)
     }
 
     /// Waits until the journal is as `done` wants it.
     pub(crate) fn wait(&self, what: &str, done: impl Fn(&[Event]) -> bool) {
-        let deadline = Instant::now() + LIMIT;
-        let mut events = self.events();
-        while !done(&events) {
-            let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "waited too long for {what}; so far: {:?}", Brief(&events));
-            events = self.0.added.wait_timeout(events, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
+        self.wait_kept(what, |kept| done(&kept.events));
     }
 
     pub(crate) fn wait_for(&self, event: Event) {
@@ -103,7 +103,7 @@ impl Journal {
         self.wait(&format!("the loss of connection {conn}"), |events| {
             events.iter().any(|e| lost(e).is_some())
         });
-        self.events().iter().find_map(lost).unwrap()
+        self.kept().events.iter().find_map(lost).unwrap()
     }
 
     /// Waits until so many connections are lost.
@@ -115,41 +115,51 @@ impl Journal {
 
     /// All bytes that a connection received so far.
     pub(crate) fn bytes(&self, conn: usize) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        for event in self.events().iter() {
-            if let Event::Data(number, data) = event
-                && *number == conn
-            {
-                bytes.extend_from_slice(data);
-            }
-        }
-        bytes
+        self.kept().events.iter().filter_map(|event| event.data_of(conn)).flatten().copied().collect()
     }
 
     /// Waits until a connection has received so many bytes; all it has received.
     pub(crate) fn wait_bytes(&self, conn: usize, count: usize) -> Vec<u8> {
         self.wait(&format!("{count} bytes for connection {conn}"), |events| {
-            let lens = events.iter().filter_map(|event| match event {
-                Event::Data(number, data) if *number == conn => Some(data.len()),
-                _ => None,
-            });
-            lens.sum::<usize>() >= count
+            events.iter().filter_map(|event| event.data_of(conn)).map(<[u8]>::len).sum::<usize>() >= count
         });
         self.bytes(conn)
     }
 
-    /// The id of a connection that was made.
+    /// Waits until the `connection_made` of a connection is over; its id.
     pub(crate) fn id(&self, conn: usize) -> ConnId {
-        self.wait_for(Event::Made(conn));
-        self.ids()[&conn]
+        let kept = self.wait_kept(&format!("connection {conn}"), |kept| kept.ids.contains_key(&conn));
+        kept.ids[&conn]
     }
 
-    fn ids(&self) -> MutexGuard<'_, BTreeMap<usize, ConnId>> {
-        self.0.ids.lock().unwrap_or_else(PoisonError::into_inner)
+    fn keep_id(&self, conn: usize, id: ConnId) {
+        self.kept().ids.insert(conn, id);
+        self.0.added.notify_all();
     }
 
-    fn events(&self) -> MutexGuard<'_, Vec<Event>> {
-        self.0.events.lock().unwrap_or_else(PoisonError::into_inner)
+    fn wait_kept(&self, what: &str, done: impl Fn(&Kept) -> bool) -> MutexGuard<'_, Kept> {
+        let deadline = Instant::now() + LIMIT;
+        let mut kept = self.kept();
+        while !done(&kept) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "waited too long for {what}; so far: {:?}", Brief(&kept.events));
+            kept = self.0.added.wait_timeout(kept, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        kept
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.0.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Event {
+    /// The bytes, if this is data of that connection.
+    fn data_of(&self, conn: usize) -> Option<&[u8]> {
+        match self {
+            Self::Data(number, data) if *number == conn => Some(data),
+            _ => None,
+        }
     }
 }
 
@@ -206,7 +216,6 @@ struct Hooks<const H: bool> {
     lost: LostHook<H>,
     build: BuildHook,
     start: FactoryHook<H>,
-    stop: FactoryHook<H>,
     failed: ClientHook<H, ConnectError>,
     client_lost: ClientHook<H, Reason>,
 }
@@ -252,7 +261,6 @@ impl<const H: bool> Script<H> {
             lost: Box::new(|_, _, _| ()),
             build: Box::new(|_, _| true),
             start: Box::new(|_, _| ()),
-            stop: Box::new(|_, _| ()),
             failed: Box::new(|_, _, _| ()),
             client_lost: Box::new(|_, _, _| ()),
         };
@@ -319,13 +327,6 @@ impl<const H: bool> Script<H> {
         self.set(|hooks| hooks.start = Box::new(hook))
     }
 
-    pub(crate) fn on_stop(
-        self,
-        hook: impl Fn(&mut FactoryCx<'_, Self>, &Journal) + Send + Sync + 'static,
-    ) -> Self {
-        self.set(|hooks| hooks.stop = Box::new(hook))
-    }
-
     pub(crate) fn on_failed(
         self,
         hook: impl Fn(&mut FactoryCx<'_, Self>, &Connector, &ConnectError) + Send + Sync + 'static,
@@ -385,9 +386,8 @@ impl<const H: bool> Factory for Script<H> {
         Ok(())
     }
 
-    fn stop_factory(&mut self, cx: &mut FactoryCx<'_, Self>) {
+    fn stop_factory(&mut self, _cx: &mut FactoryCx<'_, Self>) {
         self.journal.add(Event::Stopped);
-        (self.hooks.stop)(cx, &self.journal);
     }
 }
 
@@ -427,9 +427,9 @@ impl<const H: bool> Protocol<Script<H>> for Recorder<H> {
     const HALF_CLOSEABLE: bool = H;
 
     fn connection_made(&mut self, cx: &mut Cx<'_, Script<H>>) {
-        self.conn.journal.ids().insert(self.conn.number, cx.transport.id());
         self.conn.journal.add(Event::Made(self.conn.number));
         (self.hooks.made)(cx, &self.conn);
+        self.conn.journal.keep_id(self.conn.number, cx.transport.id());
     }
 
     fn data_received(&mut self, cx: &mut Cx<'_, Script<H>>, data: &[u8]) {

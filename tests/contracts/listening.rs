@@ -76,7 +76,7 @@ fn l2_stop_listening_ends_accepting_and_nothing_else(setup: &Setup) {
     let done = Gate::default();
     let told = done.clone();
     server.port.on_done(move |_, error| {
-        assert!(error.is_none());
+        assert!(error.is_none(), "{error:?}");
         told.open();
     });
     server.port.stop_listening();

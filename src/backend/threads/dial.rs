@@ -18,6 +18,15 @@ use crate::{
     sys::{self, ClientSocketError},
 };
 
+/// A socket that was connected. Reads of it wait.
+#[derive(Debug)]
+pub(crate) struct Connected {
+    pub(crate) socket: OwnedFd,
+    /// The peer has reset the connection since. It was made nevertheless: whether this thread was
+    /// quick enough to see it in time must make no difference.
+    pub(crate) reset: Option<Errno>,
+}
+
 /// One attempt, which tries one address after the other.
 #[derive(Debug, Default)]
 pub(crate) struct Dial {
@@ -72,18 +81,18 @@ impl State {
 
 /// For the thread that makes it.
 impl Dial {
-    /// Connects to the first address that answers. Reads of the socket wait.
+    /// Connects to the first address that answers.
     pub(crate) fn run(
         &self,
         bind: Option<SocketAddr>,
         deadline: Instant,
         counters: &Branch,
-    ) -> Result<OwnedFd, ConnectError> {
+    ) -> Result<Connected, ConnectError> {
         let addresses = self.wait_for_addresses(deadline)?;
         let mut failure = ConnectError::Resolve(io::Error::other("the name has no address"));
         for address in addresses {
             match self.connect(address, bind, deadline, counters) {
-                Ok(socket) => return Ok(socket),
+                Ok(connected) => return Ok(connected),
                 Err(error) => failure = error,
             }
             let mut state = self.state();
@@ -122,15 +131,17 @@ impl Dial {
         bind: Option<SocketAddr>,
         deadline: Instant,
         counters: &Branch,
-    ) -> Result<OwnedFd, ConnectError> {
+    ) -> Result<Connected, ConnectError> {
         let socket = Arc::new(sys::client_socket(address, bind).map_err(why)?);
         counters.call(Syscall::Connect);
+        let mut reset = None;
         if !sys::connect(socket.as_fd(), address).map_err(ConnectError::from_errno)? {
             self.show(&socket)?;
-            self.wait(socket.as_fd(), deadline, counters).map_err(ConnectError::from_errno)?;
+            reset = self.wait(socket.as_fd(), deadline, counters).map_err(ConnectError::from_errno)?;
         }
         sys::set_blocking(socket.as_fd()).map_err(ConnectError::from_errno)?;
-        self.connected(socket)
+        let socket = self.connected(socket)?;
+        Ok(Connected { socket, reset })
     }
 
     /// Lets others take the socket back, if none of them has given up before there was one.
@@ -142,17 +153,22 @@ impl Dial {
     }
 
     /// Waits for the socket to connect or to fail, until the attempt's time is over.
-    fn wait(&self, socket: BorrowedFd<'_>, deadline: Instant, counters: &Branch) -> Result<(), Errno> {
+    fn wait(
+        &self,
+        socket: BorrowedFd<'_>,
+        deadline: Instant,
+        counters: &Branch,
+    ) -> Result<Option<Errno>, Errno> {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 self.give_up(ConnectError::TimedOut);
-                return Ok(());
+                return Ok(None);
             }
             counters.call(Syscall::Poll);
             match poll(&mut [PollFd::new(socket, PollFlags::POLLOUT)], round_up(left)) {
                 Ok(0) | Err(nix::errno::Errno::EINTR) => {}
-                Ok(_) => return sys::take_error(socket).map_or(Ok(()), Err),
+                Ok(_) => return outcome(sys::take_error(socket)),
                 Err(errno) => return Err(errno.into()),
             }
         }
@@ -166,6 +182,15 @@ impl Dial {
         state.over = true;
         // That was the only other reference: those who give up borrow it under the lock.
         Arc::into_inner(socket).ok_or(ConnectError::User)
+    }
+}
+
+/// Tells a connection that failed from one that was made and then reset: a peer that refuses is
+/// reported as such, so these two errors come only after its agreement.
+fn outcome(error: Option<Errno>) -> Result<Option<Errno>, Errno> {
+    match error {
+        Some(errno) if !matches!(errno.raw(), libc::ECONNRESET | libc::EPIPE) => Err(errno),
+        reset => Ok(reset),
     }
 }
 
