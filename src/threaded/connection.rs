@@ -325,8 +325,9 @@ impl ThreadConnection {
         self.wire.counters().add(Count::Made, 1);
         drop(self.tell(self.lock(), duty, ProtocolEvent::Made));
         let mut buffer = vec![0; BUFFER_BYTES];
-        while self.settle(duty) {
-            let received = match (self.wire.receive(&mut buffer), reset) {
+        while let Some(room) = self.settle(duty) {
+            let room = room.min(buffer.len());
+            let received = match (self.wire.receive(&mut buffer[..room]), reset) {
                 // Whoever saw the reset has taken the error off the socket, which says FIN now.
                 (Ok(0), Some(errno)) => Err(errno),
                 (received, _) => received,
@@ -339,8 +340,9 @@ impl ThreadConnection {
         self.lost(duty)
     }
 
-    /// Works until there is nothing to do but to receive; false if the connection is over.
-    fn settle(&self, duty: &mut Duty) -> bool {
+    /// Works until there is nothing to do but to receive; so many bytes at most. None if the
+    /// connection is over.
+    fn settle(&self, duty: &mut Duty) -> Option<usize> {
         let mut state = self.lock();
         loop {
             state = self.work(state, duty, Worker::Reader);
@@ -351,11 +353,11 @@ impl ThreadConnection {
                 continue;
             }
             if state.over {
-                return false;
+                return None;
             }
             if state.reading {
                 state.baton = Baton::Free;
-                return true;
+                return Some(state.room());
             }
             state.baton = Baton::Awaited;
             let handed = self.turn.wait_while(state, |state| state.baton == Baton::Awaited);
@@ -425,6 +427,13 @@ impl State {
 
     fn sent(&mut self, batch: Box<Batch>, bytes: usize, errno: Option<Errno>, limits: &Limits) {
         self.connection.sent(batch, bytes, errno, &mut self.pool, limits);
+    }
+
+    /// How much to receive at once. A closing connection takes sips: a socket that was shut for
+    /// reading opens its window no more, so one who empties a full one in a single gulp, just as
+    /// he is woken by that, leaves a peer that waits for room until the kernel gives up.
+    fn room(&self) -> usize {
+        if self.connection.is_open() { BUFFER_BYTES_MAX } else { BUFFER_BYTES }
     }
 
     /// What ends once the reactor is being stopped ends for that reason: the peer may have been a

@@ -3,7 +3,7 @@
 
 use std::{thread, time::Duration};
 
-use ringspun::{Count, Write};
+use ringspun::{Count, Reactor, WaitPolicy, Write};
 
 use crate::{
     kit::{Event, Gate, Script, Tally, ignore},
@@ -20,6 +20,7 @@ on_every_backend!(
     e6_closing_with_a_send_in_flight,
     e7_stopping_with_everything_in_flight,
     e8_an_idle_server_sleeps,
+    e8_an_idle_server_with_the_latency_policy_sleeps_too,
 );
 
 fn e1_late_completions_reach_no_later_connection(setup: &Setup) {
@@ -229,7 +230,16 @@ fn e7_stopping_with_everything_in_flight(setup: &Setup) {
 }
 
 fn e8_an_idle_server_sleeps(setup: &Setup) {
-    let server = Script::echo().serve(setup.reactor());
+    sleeps(setup.reactor());
+}
+
+fn e8_an_idle_server_with_the_latency_policy_sleeps_too(setup: &Setup) {
+    let latency = WaitPolicy::Latency { spin: Duration::from_micros(100) };
+    sleeps(setup.build(setup.builder().uring(setup.uring().wait(latency))));
+}
+
+fn sleeps(reactor: Reactor) {
+    let server = Script::echo().serve(reactor);
     let mut peers: Vec<Peer> = (0..10).map(|number| server.dial_made(number)).collect();
     peers.iter_mut().for_each(|peer| peer.ask(b"busy", b"busy"));
     thread::sleep(Duration::from_millis(50));

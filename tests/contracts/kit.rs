@@ -83,7 +83,7 @@ impl Journal {
 
     /// Waits until the journal is as `done` wants it.
     pub(crate) fn wait(&self, what: &str, done: impl Fn(&[Event]) -> bool) {
-        self.wait_kept(what, |kept| done(&kept.events));
+        drop(self.wait_kept(what, |kept| done(&kept.events)));
     }
 
     pub(crate) fn wait_for(&self, event: Event) {

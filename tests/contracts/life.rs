@@ -299,7 +299,7 @@ fn c6_a_stale_id_reaches_no_later_connection(setup: &Setup) {
 }
 
 fn c11_a_failure_ends_its_connection_only(setup: &Setup) {
-    let text = format!("c11 {}", setup.test);
+    let text = format!("c11 {}.", setup.test);
     let error = text.clone();
     let script = Script::new().on_data(move |cx, conn, data| match conn.number {
         0 => ignore(cx.transport.write(data)),
@@ -374,7 +374,7 @@ fn c11_a_panic_in_any_callback_ends_its_connection_only(setup: &Setup) {
 }
 
 fn c11_a_panic_in_build_protocol_refuses_its_connection_only(setup: &Setup) {
-    let text = format!("c11 in build of {}", setup.test);
+    let text = format!("c11 in build of {}.", setup.test);
     let panics = text.clone();
     let script = Script::echo().on_build(move |_, number| match number {
         1 => panic!("{panics}"),

@@ -79,7 +79,7 @@ fn r2_calls_when_running_keep_their_order(setup: &Setup) {
 
 fn r2_a_failing_call_does_not_stop_the_others(setup: &Setup) {
     let reactor = setup.reactor();
-    let text = format!("r2 of {}", setup.test);
+    let text = format!("r2 of {}.", setup.test);
     let tally = Tally::default();
     for number in 0..10 {
         let (text, tally) = (text.clone(), tally.clone());

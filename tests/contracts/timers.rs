@@ -50,22 +50,25 @@ fn pass_time(running: &Running, delay: Duration) {
 fn t1_no_call_is_early_and_all_come_by_deadline(setup: &Setup) {
     let running = Running::start(setup.reactor());
     let calls = Calls::default();
-    let mut asked = vec![];
-    for (name, delay) in [(3, 30), (1, 3), (4, 45), (0, 0), (2, 11)] {
-        asked.push((name, Instant::now() + delay * MS));
-        running.reactor.call_later(delay * MS, note(&calls, name));
-    }
-    for name in 10..14 {
-        let delay = Duration::from_micros(300 * u64::from(name));
-        asked.push((name, Instant::now() + delay));
+    // Between which two moments each deadline lies: the clock runs on while a call is scheduled.
+    let mut deadlines = vec![];
+    for (name, micros) in [(0, 30_000), (1, 3_000), (2, 45_000), (3, 0), (4, 11_000), (5, 3_300), (6, 3_600)]
+    {
+        let delay = Duration::from_micros(micros);
+        let earliest = Instant::now() + delay;
         running.reactor.call_later(delay, note(&calls, name));
+        deadlines.push((earliest, Instant::now() + delay));
     }
     running.reactor.call_later(Duration::MAX, |_| panic!("the end of time"));
     pass_time(&running, 50 * MS);
-    assert_eq!(names(&calls), [0, 1, 10, 11, 12, 13, 2, 3, 4].map(|name| name));
-    for (name, when) in calls.lock().unwrap().iter() {
-        let (_, deadline) = asked.iter().find(|(asked, _)| asked == name).unwrap();
-        assert!(when >= deadline, "{name} was {:?} early", *deadline - *when);
+    let calls = calls.lock().unwrap();
+    assert_eq!(calls.len(), deadlines.len());
+    for (place, (name, when)) in calls.iter().enumerate() {
+        let (earliest, latest) = deadlines[*name as usize];
+        assert!(*when >= earliest, "{name} was {:?} early", earliest - *when);
+        for (earlier, _) in &calls[..place] {
+            assert!(deadlines[*earlier as usize].0 <= latest, "{earlier} came before {name}");
+        }
     }
 }
 
@@ -74,10 +77,10 @@ fn t1_equal_delays_come_first_in_first_out(setup: &Setup) {
     let calls = Calls::default();
     let together = Arc::clone(&calls);
     running.call(move |reactor| {
-        (0..200).for_each(|name| drop(reactor.call_later(5 * MS, note(&together, name))));
+        (0..200).for_each(|name| drop(reactor.call_later(100 * MS, note(&together, name))));
         (200..400).for_each(|name| drop(reactor.call_later(Duration::ZERO, note(&together, name))));
     });
-    pass_time(&running, 10 * MS);
+    pass_time(&running, 105 * MS);
     assert_eq!(names(&calls), (200..400).chain(0..200).collect::<Vec<_>>());
 }
 
@@ -117,26 +120,31 @@ fn t1_zero_delays_without_end_do_not_starve_io(setup: &Setup) {
 
 fn t1_cancel_reset_delay_and_active(setup: &Setup) {
     let running = Running::start(setup.reactor());
-    let reactor = &running.reactor;
     let calls = Calls::default();
-    let cancelled = reactor.call_later(5 * MS, note(&calls, 0));
-    let sooner = reactor.call_later(HOUR, note(&calls, 1));
-    let later = reactor.call_later(10 * MS, note(&calls, 2));
-    let delayed = reactor.call_later(10 * MS, note(&calls, 3));
-    let kept = reactor.call_later(15 * MS, note(&calls, 4));
-    assert!([&cancelled, &sooner, &later, &delayed, &kept].iter().all(|call| call.active()));
-    cancelled.cancel().unwrap();
-    assert!(!cancelled.active());
-    let start = Instant::now();
-    sooner.reset(MS).unwrap();
-    later.reset(40 * MS).unwrap();
-    delayed.delay(15 * MS).unwrap();
-    pass_time(&running, 60 * MS);
+    let kept = Arc::clone(&calls);
+    // In one callback, so that nothing is due before all is said.
+    let start = running.call(move |reactor| {
+        let cancelled = reactor.call_later(MS, note(&kept, 0));
+        let sooner = reactor.call_later(HOUR, note(&kept, 1));
+        let later = reactor.call_later(MS, note(&kept, 2));
+        let delayed = reactor.call_later(30 * MS, note(&kept, 3));
+        let left = reactor.call_later(30 * MS, note(&kept, 4));
+        assert!([&cancelled, &sooner, &later, &delayed, &left].iter().all(|call| call.active()));
+        cancelled.cancel().unwrap();
+        assert!(!cancelled.active());
+        let start = Instant::now();
+        sooner.reset(MS).unwrap();
+        later.reset(150 * MS).unwrap();
+        delayed.delay(60 * MS).unwrap();
+        assert!([&sooner, &later, &delayed, &left].iter().all(|call| call.active()));
+        start
+    });
+    pass_time(&running, 170 * MS);
     assert_eq!(names(&calls), [1, 4, 3, 2]);
     let when =
         |name: u32| calls.lock().unwrap().iter().find(|(called, _)| *called == name).unwrap().1 - start;
-    assert!(when(2) >= 40 * MS, "reset counts from the moment it is called: {:?}", when(2));
-    assert!(!later.active() && !kept.active());
+    assert!(when(2) >= 150 * MS, "reset counts from the moment it is called: {:?}", when(2));
+    let reactor = &running.reactor;
     let dropped = Tally::default();
     let count = dropped.clone();
     drop::<DelayedCall>(reactor.call_later(MS, move |_| ignore(count.up())));
@@ -228,7 +236,7 @@ fn t2_a_bound_timer_dies_with_its_connection(setup: &Setup) {
     let script = Script::new()
         .on_made(move |cx, conn| {
             let guard = guards.guard();
-            cx.call_later(30 * MS, move |recorder, _| {
+            cx.call_later(150 * MS, move |recorder, _| {
                 recorder.conn.note(format!("bound {}", recorder.conn.number));
                 drop(guard);
             });
@@ -247,7 +255,7 @@ fn t2_a_bound_timer_dies_with_its_connection(setup: &Setup) {
     drops.wait_for(0);
     let stays = server.dial_made(1);
     server.journal.wait_note("bound 1");
-    pass_time(&server.running, 40 * MS);
+    pass_time(&server.running, 10 * MS);
     assert!(!server.journal.has(&Event::Note("bound 0".to_owned())));
     assert!(!server.journal.has(&Event::Note("bound too late".to_owned())));
     drop(stays);
