@@ -20,27 +20,23 @@ use slab::Slab;
 use crate::{
     backend::{Event, Proactor, Sent},
     connection::{Arrival, Step},
+    driver::{Driver, OpenPort, WAIT_MAX},
     error::Error,
-    host::{Env, FactoryEvent, Host, HostSeed, Panicked, ProtocolEvent, caught, drop_quietly},
+    host::{Env, FactoryEvent, Host, HostSeed, Panicked, ProtocolEvent, drop_quietly},
     id::{ConnId, HostKey, PortKey},
     protocol::ErasedCall,
     reactor::{Command, Core, Reactor, State, TimerCall},
     reason::{Loss, Reason},
-    signals,
     stats::{Count, Counters},
     table::{LoopLink, Stage, Table},
     timer::TimerQueue,
 };
 
-use self::{connecting::Attempts, ports::OpenPort};
+use self::connecting::Attempts;
 
-/// Timed calls in one turn, so that a million due at one instant do not starve I/O (T2).
-const TIMED_CALLS_A_TURN: usize = 256;
 /// Rounds of settling in one turn: what a callback writes to others goes out in the same turn,
 /// but connections that answer each other for ever do not starve the rest.
 const SETTLE_ROUNDS: usize = 4;
-/// How long a loop with nothing to do sleeps at most.
-const WAIT_MAX: Duration = Duration::from_secs(3600);
 
 /// A factory with its protocols, and how many ports and connectors use it.
 struct HostSlot {
@@ -167,15 +163,6 @@ impl EventLoop {
         next.map_or(WAIT_MAX, |next| next.saturating_duration_since(Instant::now()).min(WAIT_MAX))
     }
 
-    fn mind_signals(&mut self) {
-        if self.core().config.signals
-            && let Some(name) = signals::received()
-            && self.core().change_state(State::Running, State::Stopping)
-        {
-            log::info!("Received {name}, shutting down.");
-        }
-    }
-
     /// Begins to stop, once: ports close, attempts fail, connections are lost.
     fn mind_stop(&mut self) {
         if self.stopping || self.core().state() != State::Stopping {
@@ -193,21 +180,21 @@ impl EventLoop {
     }
 }
 
-/// Timers and commands.
-impl EventLoop {
-    /// Runs what is due; answers whether more is.
-    fn run_timers(&mut self) -> bool {
-        let mark = self.core().timers().mark();
-        for _ in 0..TIMED_CALLS_A_TURN {
-            let due = self.core().timers().pop_due(self.now, mark);
-            let Some((_, call)) = due else {
-                self.run_deadlines();
-                return false;
-            };
-            self.run_timed(call);
-        }
-        self.run_deadlines();
-        true
+impl Driver for EventLoop {
+    fn reactor(&self) -> &Reactor {
+        &self.reactor
+    }
+
+    fn now(&self) -> Instant {
+        self.now
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stopping
+    }
+
+    fn spare_queue(&mut self) -> &mut VecDeque<Command> {
+        &mut self.commands
     }
 
     fn run_deadlines(&mut self) {
@@ -220,9 +207,10 @@ impl EventLoop {
         }
     }
 
-    fn run_timed(&mut self, call: TimerCall) {
+    fn call_in_time(&mut self, call: TimerCall) {
         match call {
-            TimerCall::Reactor(call) => drop(caught(|| call(&self.reactor))),
+            // The driver's own code has made this one.
+            TimerCall::Reactor(_) => {}
             TimerCall::Factory(host, call) => self.call_factory(host, call),
             TimerCall::Connection(id, call) => self.call_protocol(id, call),
             TimerCall::ConnectTimeout(connector, attempt) => self.connect_timed_out(&connector, attempt),
@@ -230,18 +218,10 @@ impl EventLoop {
         }
     }
 
-    fn run_commands(&mut self) {
-        let mut commands = std::mem::take(&mut self.commands);
-        self.reactor.core.take_inbox(&mut commands);
-        for command in commands.drain(..) {
-            self.run_command(command);
-        }
-        self.commands = commands;
-    }
-
-    fn run_command(&mut self, command: Command) {
+    fn carry_out(&mut self, command: Command) {
         match command {
-            Command::Call(call) => drop(caught(|| call(&self.reactor))),
+            // The driver's own code has made this one.
+            Command::Call(_) => {}
             Command::AddHost(key, name, seed) => self.add_host(key, name, seed),
             Command::SetHooks(key, hooks) => {
                 if let Some(slot) = self.host_slots.get(&key) {
@@ -263,6 +243,17 @@ impl EventLoop {
             }
             Command::Post(id, call) => self.call_protocol(id, call),
             Command::ForgetHost(key) => self.forget_host(key),
+        }
+    }
+
+    /// The other end of `use_host`: the last one stops the factory.
+    fn release_host(&mut self, key: HostKey) {
+        let Some(slot) = self.host_slots.get(&key).copied() else { return };
+        self.hosts[slot].users -= 1;
+        if self.hosts[slot].users == 0 {
+            log::info!("Stopping factory {}", self.hosts[slot].name);
+            let _ = self.tell_factory(key, FactoryEvent::Stop);
+            self.drop_if_forgotten(slot);
         }
     }
 }
@@ -289,17 +280,6 @@ impl EventLoop {
             self.hosts[slot].users -= 1;
             Error::StartFactory { factory: self.hosts[slot].name, cause }
         })
-    }
-
-    /// The other end of [`use_host`](Self::use_host): the last one stops the factory.
-    fn release_host(&mut self, key: HostKey) {
-        let Some(slot) = self.host_slots.get(&key).copied() else { return };
-        self.hosts[slot].users -= 1;
-        if self.hosts[slot].users == 0 {
-            log::info!("Stopping factory {}", self.hosts[slot].name);
-            let _ = self.tell_factory(key, FactoryEvent::Stop);
-            self.drop_if_forgotten(slot);
-        }
     }
 
     fn forget_host(&mut self, key: HostKey) {

@@ -84,6 +84,7 @@ mod builder;
 mod connection;
 mod connector;
 mod delayed_call;
+mod driver;
 mod error;
 mod event_loop;
 mod factory;

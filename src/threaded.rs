@@ -29,27 +29,21 @@ use std::{
 
 use crate::{
     backend::threads::doors::Doors,
+    driver::{Driver, OpenPort, WAIT_MAX},
     error::Error,
-    host::{caught, drop_quietly},
+    host::{FactoryEvent, drop_quietly},
     id::{ConnId, HostKey, PortKey},
     reactor::{Command, Core, Reactor, State, TimerCall},
     reason::{ConnectError, Loss, Reason},
-    signals,
     stats::{Branch, Count},
 };
 
 pub(crate) use self::host::{ThreadHost, ThreadedFactory};
 use self::{
-    accepting::OpenPort,
     connecting::Underway,
     hosts::HostSlot,
     shared::{Duty, Note, Shared},
 };
-
-/// Timed calls in one turn, so that a million due at one instant do not starve accepting (T2).
-const TIMED_CALLS_A_TURN: usize = 256;
-/// How long the main thread sleeps at most.
-const WAIT_MAX: Duration = Duration::from_secs(3600);
 
 /// The main thread of one reactor.
 struct Main {
@@ -166,15 +160,6 @@ impl Main {
         next.map_or(WAIT_MAX, |next| next.saturating_duration_since(Instant::now()).min(WAIT_MAX))
     }
 
-    fn mind_signals(&mut self) {
-        if self.core().config.signals
-            && let Some(name) = signals::received()
-            && self.core().change_state(State::Running, State::Stopping)
-        {
-            log::info!("Received {name}, shutting down.");
-        }
-    }
-
     /// Begins to stop, once: ports accept no more, attempts fail, connections are lost. Ports are
     /// reported closed, and factories stopped, when the last connection's thread has ended.
     fn mind_stop(&mut self) {
@@ -197,21 +182,21 @@ impl Main {
     }
 }
 
-/// Timers and commands.
-impl Main {
-    /// Runs what is due; answers whether more is.
-    fn run_timers(&mut self) -> bool {
-        let mark = self.core().timers().mark();
-        for _ in 0..TIMED_CALLS_A_TURN {
-            let due = self.core().timers().pop_due(self.now, mark);
-            let Some((_, call)) = due else {
-                self.run_deadlines();
-                return false;
-            };
-            self.run_timed(call);
-        }
-        self.run_deadlines();
-        true
+impl Driver for Main {
+    fn reactor(&self) -> &Reactor {
+        &self.shared.reactor
+    }
+
+    fn now(&self) -> Instant {
+        self.now
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stopping
+    }
+
+    fn spare_queue(&mut self) -> &mut VecDeque<Command> {
+        &mut self.commands
     }
 
     fn run_deadlines(&mut self) {
@@ -221,9 +206,10 @@ impl Main {
         self.duty.run_errands();
     }
 
-    fn run_timed(&mut self, call: TimerCall) {
+    fn call_in_time(&mut self, call: TimerCall) {
         match call {
-            TimerCall::Reactor(call) => drop(caught(|| call(&self.shared.reactor))),
+            // The driver's own code has made this one.
+            TimerCall::Reactor(_) => {}
             TimerCall::Factory(host, call) => self.call_factory(host, call),
             TimerCall::Connection(id, call) => self.mail(id, call),
             TimerCall::ConnectTimeout(..) => {}
@@ -231,19 +217,10 @@ impl Main {
         }
     }
 
-    fn run_commands(&mut self) {
-        let mut commands = std::mem::take(&mut self.commands);
-        self.shared.reactor.core.take_inbox(&mut commands);
-        self.run_notes();
-        for command in commands.drain(..) {
-            self.run_command(command);
-        }
-        self.commands = commands;
-    }
-
-    fn run_command(&mut self, command: Command) {
+    fn carry_out(&mut self, command: Command) {
         match command {
-            Command::Call(call) => drop(caught(|| call(&self.shared.reactor))),
+            // The driver's own code has made this one.
+            Command::Call(_) => {}
             Command::AddHost(key, name, seed) => self.add_host(key, name, seed),
             Command::SetHooks(key, hooks) => self.set_hooks(key, hooks),
             Command::ForgetHost(key) => self.forget_host(key),
@@ -261,6 +238,17 @@ impl Main {
         }
     }
 
+    /// The other end of `use_host`: the last one stops the factory.
+    fn release_host(&mut self, key: HostKey) {
+        let Some(slot) = self.hosts.get_mut(&key) else { return };
+        slot.users -= 1;
+        if slot.users == 0 {
+            log::info!("Stopping factory {}", slot.hosted.name);
+            let _ = self.tell_factory(key, FactoryEvent::Stop);
+            self.drop_if_forgotten(key);
+        }
+    }
+
     fn run_notes(&mut self) {
         for note in self.shared.take_notes() {
             match note {
@@ -270,7 +258,10 @@ impl Main {
             }
         }
     }
+}
 
+/// What the main thread has for the connections' threads.
+impl Main {
     fn mail(&mut self, id: ConnId, call: crate::protocol::ErasedCall) {
         if let Some(connection) = self.shared.table.get(id) {
             connection.mail(&mut self.duty, call);

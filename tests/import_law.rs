@@ -52,7 +52,7 @@ const USER_SIDE: &[&str] = &[
     "wrapper",
 ];
 
-const JOINT: &[&str] = &["builder", "event_loop", "host", "resolve", "run", "table", "threaded"];
+const JOINT: &[&str] = &["builder", "driver", "event_loop", "host", "resolve", "run", "table", "threaded"];
 
 /// The only files with `unsafe` in them.
 const UNSAFE_FILES: &[&str] = &[

@@ -8,7 +8,8 @@ use std::{
 
 use super::EventLoop;
 use crate::{
-    connector::{Attempt, Connector, ConnectorState, Destination},
+    connector::{Attempt, Connector, Destination},
+    driver::Driver,
     error::{Errno, Error},
     host::FactoryEvent,
     id::ConnId,
@@ -204,16 +205,5 @@ impl EventLoop {
         connector.set_disconnected();
         let _ = self.tell_factory(connector.host(), FactoryEvent::ConnectLost(connector, reason));
         self.release_connector(connector);
-    }
-
-    /// Counts a connector off its factory, unless that has told it to connect again: then it keeps
-    /// its place for the next attempt.
-    fn release_connector(&mut self, connector: &Connector) {
-        if self.stopping {
-            connector.set_disconnected();
-        }
-        if connector.state() == ConnectorState::Disconnected && connector.set_counted(false) {
-            self.release_host(connector.host());
-        }
     }
 }

@@ -1,13 +1,12 @@
 //! Listening ports of a loop: opening, accepting, shedding, closing.
 
-use std::time::{Duration, Instant};
-
 use super::EventLoop;
 use crate::{
     backend::accept::{AcceptDecision, decide},
+    driver::{Driver, MORE_DESCRIPTORS, OpenPort, tell_done},
     error::{Errno, Error},
     factory::Peer,
-    host::{ProtocolEvent, caught},
+    host::ProtocolEvent,
     id::{ConnId, PortKey},
     port::Port,
     reactor::{State, TimerCall},
@@ -16,31 +15,20 @@ use crate::{
     table::Stage,
 };
 
-/// A failing accept is logged once, and again only after this long.
-const QUIET: Duration = Duration::from_secs(60);
-
-/// A port that listens, or whose end the backend has yet to report.
-pub(super) struct OpenPort {
-    port: Port,
-    quiet_until: Option<Instant>,
-    /// Why it is about to end, if not because somebody stopped it.
-    failure: Option<Error>,
-}
-
 impl EventLoop {
     pub(super) fn open_port(&mut self, port: Port) {
         if self.stopping || port.is_stopped() {
-            return self.port_done(&port, None);
+            return tell_done(&port, &self.reactor, None);
         }
         let Some(listener) = port.listener() else { return };
         if let Err(error) = self.use_host(port.host()) {
             log::error!("{error}; (TCP Port {} Closed)", port.number());
-            self.port_done(&port, Some(&error));
+            tell_done(&port, &self.reactor, Some(&error));
             self.fail_start(error);
             return;
         }
         self.backend.listen(port.key(), listener);
-        self.ports.insert(port.key(), OpenPort { port, quiet_until: None, failure: None });
+        self.ports.insert(port.key(), OpenPort::new(port));
     }
 
     /// A factory that cannot start ends a reactor that is only just starting: nothing would listen.
@@ -66,16 +54,10 @@ impl EventLoop {
     }
 
     pub(super) fn port_closed(&mut self, key: PortKey, error: Option<&Error>) {
-        let Some(OpenPort { port, failure, .. }) = self.ports.remove(&key) else { return };
-        log::info!("(TCP Port {} Closed)", port.number());
-        self.release_host(port.host());
-        self.port_done(&port, error.or(failure.as_ref()));
-    }
-
-    fn port_done(&mut self, port: &Port, error: Option<&Error>) {
-        for call in port.end(error) {
-            let _ = caught(|| call(&self.reactor, error));
-        }
+        let Some(open) = self.ports.remove(&key) else { return };
+        log::info!("(TCP Port {} Closed)", open.port.number());
+        self.release_host(open.port.host());
+        open.end(&self.reactor, error);
     }
 
     pub(super) fn accepted(&mut self, key: PortKey, socket: Socket) {
@@ -131,11 +113,7 @@ impl EventLoop {
         match decide(errno) {
             AcceptDecision::Next => self.backend.accept_again(key),
             AcceptDecision::Shed => {
-                self.log_accept_failure(
-                    key,
-                    errno,
-                    "peers that wait are turned away; raise `ulimit -n` or serve fewer",
-                );
+                self.log_accept_failure(key, errno, MORE_DESCRIPTORS);
                 let shed = self.backend.shed(key);
                 self.counters.add(Count::RefusedDescriptors, shed as u64);
                 self.rest(key);
@@ -146,9 +124,7 @@ impl EventLoop {
             }
             AcceptDecision::Over => {
                 self.log_accept_failure(key, errno, "the port is closed");
-                if let Some(open) = self.ports.get_mut(&key) {
-                    open.failure = Some(Error::System { doing: "accepting", cause: errno.into() });
-                }
+                self.ports.get_mut(&key).into_iter().for_each(|open| open.fail(errno));
                 self.backend.unlisten(key);
             }
         }
@@ -166,12 +142,8 @@ impl EventLoop {
     }
 
     fn log_accept_failure(&mut self, key: PortKey, errno: Errno, remedy: &str) {
-        let now = self.now;
-        let Some(open) = self.ports.get_mut(&key) else { return };
-        if open.quiet_until.is_none_or(|until| now >= until) {
-            let (factory, port) = (open.port.factory_name(), open.port.number());
-            log::error!("{factory} on {port} could not accept a connection: {errno}; {remedy}");
+        if let Some(open) = self.ports.get_mut(&key) {
+            open.log_failure(self.now, &errno.to_string(), remedy);
         }
-        open.quiet_until = Some(now + QUIET);
     }
 }

@@ -3,7 +3,6 @@
 use std::{
     os::fd::{AsFd, OwnedFd},
     sync::Arc,
-    time::{Duration, Instant},
 };
 
 use super::{
@@ -18,9 +17,10 @@ use crate::{
         accept::{AcceptDecision, decide},
         threads::Wire,
     },
+    driver::{Driver, MORE_DESCRIPTORS, OpenPort, tell_done},
     error::{Errno, Error},
     factory::Peer,
-    host::{caught, drop_quietly},
+    host::drop_quietly,
     id::PortKey,
     port::Port,
     reactor::{State, TimerCall},
@@ -30,35 +30,25 @@ use crate::{
 
 /// Connections that one port accepts before others get their turn.
 const ACCEPTS_A_TURN: usize = 64;
-/// A failing accept is logged once, and again only after this long.
-const QUIET: Duration = Duration::from_secs(60);
-/// What to do where peers are turned away for want of descriptors.
-const MORE_DESCRIPTORS: &str = "peers that wait are turned away; raise `ulimit -n` or serve fewer";
 /// What to do where peers are turned away for want of threads.
 const MORE_THREADS: &str =
     "the peer is turned away; raise `ulimit -u` or vm.max_map_count, or choose another backend";
-
-/// A port that is open.
-pub(super) struct OpenPort {
-    port: Port,
-    quiet_until: Option<Instant>,
-}
 
 /// Ports.
 impl Main {
     pub(super) fn open_port(&mut self, port: Port) {
         if self.stopping || port.is_stopped() {
-            return self.port_done(&port, None);
+            return tell_done(&port, &self.shared.reactor, None);
         }
         let Some(listener) = port.listener() else { return };
         if let Err(error) = self.use_host(port.host()) {
             log::error!("{error}; (TCP Port {} Closed)", port.number());
-            self.port_done(&port, Some(&error));
+            tell_done(&port, &self.shared.reactor, Some(&error));
             self.fail_start(error);
             return;
         }
         self.doors.open(port.key(), listener);
-        self.ports.insert(port.key(), OpenPort { port, quiet_until: None });
+        self.ports.insert(port.key(), OpenPort::new(port));
     }
 
     /// A factory that cannot start ends a reactor that is only just starting: nothing would listen.
@@ -83,17 +73,11 @@ impl Main {
     }
 
     pub(super) fn port_closed(&mut self, key: PortKey, error: Option<&Error>) {
-        let Some(OpenPort { port, .. }) = self.ports.remove(&key) else { return };
+        let Some(open) = self.ports.remove(&key) else { return };
         self.doors.close(key);
-        log::info!("(TCP Port {} Closed)", port.number());
-        self.release_host(port.host());
-        self.port_done(&port, error);
-    }
-
-    fn port_done(&mut self, port: &Port, error: Option<&Error>) {
-        for call in port.end(error) {
-            let _ = caught(|| call(&self.shared.reactor, error));
-        }
+        log::info!("(TCP Port {} Closed)", open.port.number());
+        self.release_host(open.port.host());
+        open.end(&self.shared.reactor, error);
     }
 }
 
@@ -116,9 +100,9 @@ impl Main {
 
     fn accepted(&mut self, key: PortKey, socket: OwnedFd) {
         self.counters.add(Count::Accepted, 1);
-        let Some(OpenPort { port, .. }) = self.ports.get(&key) else { return };
-        let Some(hosted) = self.hosted(port.host()) else { return };
-        let (port, shared) = (port.clone(), Arc::clone(&self.shared));
+        let Some(open) = self.ports.get(&key) else { return };
+        let Some(hosted) = self.hosted(open.port.host()) else { return };
+        let (port, shared) = (open.port.clone(), Arc::clone(&self.shared));
         let hold = Hold::new(&shared, &hosted);
         let started = self.shared.start(move |duty| welcome(&shared, hold, &port, socket, duty));
         if let Err(error) = started {
@@ -170,13 +154,9 @@ impl Main {
     }
 
     fn log_accept_failure(&mut self, key: PortKey, cause: &str, remedy: &str) {
-        let now = self.now;
-        let Some(open) = self.ports.get_mut(&key) else { return };
-        if open.quiet_until.is_none_or(|until| now >= until) {
-            let (factory, port) = (open.port.factory_name(), open.port.number());
-            log::error!("{factory} on {port} could not accept a connection: {cause}; {remedy}");
+        if let Some(open) = self.ports.get_mut(&key) {
+            open.log_failure(self.now, cause, remedy);
         }
-        open.quiet_until = Some(now + QUIET);
     }
 }
 

@@ -13,7 +13,8 @@ use crate::{
         Wire,
         dial::{Connected, Dial},
     },
-    connector::{Attempt, Connector, ConnectorState, Destination},
+    connector::{Attempt, Connector, Destination},
+    driver::Driver,
     error::{Errno, Error},
     host::{FactoryEvent, drop_quietly},
     reason::{ConnectError, Reason},
@@ -107,17 +108,6 @@ impl Main {
         // Of a later attempt there will be a note of its own, when its factory has had its say.
         if connector.attempt() == attempt {
             self.release_connector(connector);
-        }
-    }
-
-    /// Counts a connector off its factory, unless that has told it to connect again: then it keeps
-    /// its place for the next attempt.
-    fn release_connector(&mut self, connector: &Connector) {
-        if self.stopping {
-            connector.set_disconnected();
-        }
-        if connector.state() == ConnectorState::Disconnected && connector.set_counted(false) {
-            self.release_host(connector.host());
         }
     }
 }

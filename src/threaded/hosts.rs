@@ -32,8 +32,8 @@ pub(super) struct Hosted {
 
 /// A factory on the main thread, and how many ports and connectors use it.
 pub(super) struct HostSlot {
-    hosted: Arc<Hosted>,
-    users: usize,
+    pub(super) hosted: Arc<Hosted>,
+    pub(super) users: usize,
 }
 
 /// One connection's hold on its factory.
@@ -94,17 +94,6 @@ impl Main {
             self.hosts.get_mut(&key).into_iter().for_each(|slot| slot.users -= 1);
             Error::StartFactory { factory, cause }
         })
-    }
-
-    /// The other end of [`use_host`](Self::use_host): the last one stops the factory.
-    pub(super) fn release_host(&mut self, key: HostKey) {
-        let Some(slot) = self.hosts.get_mut(&key) else { return };
-        slot.users -= 1;
-        if slot.users == 0 {
-            log::info!("Stopping factory {}", slot.hosted.name);
-            let _ = self.tell_factory(key, FactoryEvent::Stop);
-            self.drop_if_forgotten(key);
-        }
     }
 
     pub(super) fn forget_host(&mut self, key: HostKey) {

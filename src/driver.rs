@@ -1,0 +1,140 @@
+//! What the two drivers, the event loop and the main thread of the threads backend, do alike.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    connector::{Connector, ConnectorState},
+    error::{Errno, Error},
+    host::caught,
+    id::HostKey,
+    port::Port,
+    reactor::{Command, Reactor, State, TimerCall},
+    signals,
+};
+
+/// Timed calls in one turn, so that a million due at one instant do not starve I/O (T2).
+const TIMED_CALLS_A_TURN: usize = 256;
+/// How long a driver with nothing to do sleeps at most.
+pub(crate) const WAIT_MAX: Duration = Duration::from_secs(3600);
+/// A failing accept is logged once, and again only after this long.
+const QUIET: Duration = Duration::from_secs(60);
+/// What to do where peers are turned away for want of descriptors.
+pub(crate) const MORE_DESCRIPTORS: &str = "peers that wait are turned away; raise `ulimit -n` or serve fewer";
+
+/// What takes commands and timed calls out of a reactor and carries them out.
+pub(crate) trait Driver {
+    fn reactor(&self) -> &Reactor;
+    /// When the present turn began.
+    fn now(&self) -> Instant;
+    fn is_stopping(&self) -> bool;
+    /// An empty queue, kept so that none is made each turn.
+    fn spare_queue(&mut self) -> &mut VecDeque<Command>;
+    /// Carries out a command that is more than a call of the reactor's own.
+    fn carry_out(&mut self, command: Command);
+    /// Makes a timed call that is more than a call of the reactor's own.
+    fn call_in_time(&mut self, call: TimerCall);
+    /// Sees to the connections whose deadline has passed.
+    fn run_deadlines(&mut self);
+    /// A port or connector of this factory has ended.
+    fn release_host(&mut self, host: HostKey);
+    /// Minds what its other threads, if it has any, have left for it.
+    fn run_notes(&mut self) {}
+
+    /// Runs what is due; answers whether more is.
+    fn run_timers(&mut self) -> bool {
+        let mark = self.reactor().core.timers().mark();
+        for _ in 0..TIMED_CALLS_A_TURN {
+            let due = self.reactor().core.timers().pop_due(self.now(), mark);
+            match due {
+                Some((_, TimerCall::Reactor(call))) => drop(caught(|| call(self.reactor()))),
+                Some((_, call)) => self.call_in_time(call),
+                None => {
+                    self.run_deadlines();
+                    return false;
+                }
+            }
+        }
+        self.run_deadlines();
+        true
+    }
+
+    /// Carries out what was queued until now.
+    fn run_commands(&mut self) {
+        let mut commands = std::mem::take(self.spare_queue());
+        self.reactor().core.take_inbox(&mut commands);
+        // After the commands were taken: what was noted before one of them was queued goes first.
+        self.run_notes();
+        for command in commands.drain(..) {
+            match command {
+                Command::Call(call) => drop(caught(|| call(self.reactor()))),
+                command => self.carry_out(command),
+            }
+        }
+        *self.spare_queue() = commands;
+    }
+
+    /// Begins to stop if a signal has said so.
+    fn mind_signals(&mut self) {
+        let core = &self.reactor().core;
+        if core.config.signals
+            && let Some(name) = signals::received()
+            && core.change_state(State::Running, State::Stopping)
+        {
+            log::info!("Received {name}, shutting down.");
+        }
+    }
+
+    /// Counts a connector off its factory, unless that has told it to connect again: then it keeps
+    /// its place for the next attempt.
+    fn release_connector(&mut self, connector: &Connector) {
+        if self.is_stopping() {
+            connector.set_disconnected();
+        }
+        if connector.state() == ConnectorState::Disconnected && connector.set_counted(false) {
+            self.release_host(connector.host());
+        }
+    }
+}
+
+/// A port that listens, or whose end has yet to be reported.
+pub(crate) struct OpenPort {
+    pub(crate) port: Port,
+    quiet_until: Option<Instant>,
+    /// Why it is about to end, if not because somebody stopped it.
+    failure: Option<Error>,
+}
+
+impl OpenPort {
+    pub(crate) fn new(port: Port) -> Self {
+        Self { port, quiet_until: None, failure: None }
+    }
+
+    /// Logs that accepting failed, unless that has been said lately.
+    pub(crate) fn log_failure(&mut self, now: Instant, cause: &str, remedy: &str) {
+        if self.quiet_until.is_none_or(|until| now >= until) {
+            let (factory, port) = (self.port.factory_name(), self.port.number());
+            log::error!("{factory} on {port} could not accept a connection: {cause}; {remedy}");
+        }
+        self.quiet_until = Some(now + QUIET);
+    }
+
+    /// The listening socket itself has failed.
+    pub(crate) fn fail(&mut self, errno: Errno) {
+        self.failure = Some(Error::System { doing: "accepting", cause: errno.into() });
+    }
+
+    /// Tells everybody that the port has ended, for `error` or for what it failed of.
+    pub(crate) fn end(self, reactor: &Reactor, error: Option<&Error>) {
+        tell_done(&self.port, reactor, error.or(self.failure.as_ref()));
+    }
+}
+
+/// Tells everybody who wants to know that a port has ended, or has never opened.
+pub(crate) fn tell_done(port: &Port, reactor: &Reactor, error: Option<&Error>) {
+    for call in port.end(error) {
+        let _ = caught(|| call(reactor, error));
+    }
+}
