@@ -37,6 +37,10 @@ macro_rules! named {
 
 named! {
     /// The system calls that a reactor makes while it runs, by the names that `strace -c` prints.
+    ///
+    /// Not counted: what sets a reactor or a port up, what the program asks of a connection
+    /// (addresses, TCP_NODELAY, keep-alive), the resolver's, and the C library's own for memory,
+    /// threads and locks.
     pub enum Syscall {
         /// One submission and wait of the io_uring backend.
         IoUringEnter = "io_uring_enter",

@@ -11,9 +11,10 @@ use crate::{
 /// what the inner ones schedule and post comes back to them, through the wrapper.
 ///
 /// ```
-/// use ringspun::{Cx, Factory, Peer, Protocol, WrappingFactory};
+/// use ringspun::{Cx, Factory, FactoryCx, Peer, Protocol, Reason, WrappingFactory};
 ///
-/// /// Counts the bytes that any other factory's protocols receive.
+/// /// Counts the bytes that any other factory's protocols receive, and is otherwise not there:
+/// /// whatever it is told it passes on.
 /// struct Counting<F> { inner: F, bytes: usize }
 /// struct Counted<P>(P);
 ///
@@ -21,6 +22,12 @@ use crate::{
 ///     type Protocol = Counted<F::Protocol>;
 ///     fn build_protocol(&mut self, peer: &mut Peer<'_>) -> Option<Self::Protocol> {
 ///         self.inner.build_protocol(peer).map(Counted)
+///     }
+///     fn start_factory(&mut self, cx: &mut FactoryCx<'_, Self>) -> std::io::Result<()> {
+///         cx.inner(|cx| self.inner.start_factory(cx))
+///     }
+///     fn stop_factory(&mut self, cx: &mut FactoryCx<'_, Self>) {
+///         cx.inner(|cx| self.inner.stop_factory(cx));
 ///     }
 /// }
 ///
@@ -32,9 +39,26 @@ use crate::{
 /// }
 ///
 /// impl<F: Factory> Protocol<Counting<F>> for Counted<F::Protocol> {
+///     const HALF_CLOSEABLE: bool = <F::Protocol as Protocol<F>>::HALF_CLOSEABLE;
+///
+///     fn connection_made(&mut self, cx: &mut Cx<'_, Counting<F>>) {
+///         cx.inner(|cx| self.0.connection_made(cx));
+///     }
 ///     fn data_received(&mut self, cx: &mut Cx<'_, Counting<F>>, data: &[u8]) {
 ///         cx.factory.bytes += data.len();
 ///         cx.inner(|cx| self.0.data_received(cx, data));
+///     }
+///     fn read_connection_lost(&mut self, cx: &mut Cx<'_, Counting<F>>) {
+///         cx.inner(|cx| self.0.read_connection_lost(cx));
+///     }
+///     fn pause_writing(&mut self, cx: &mut Cx<'_, Counting<F>>) {
+///         cx.inner(|cx| self.0.pause_writing(cx));
+///     }
+///     fn resume_writing(&mut self, cx: &mut Cx<'_, Counting<F>>) {
+///         cx.inner(|cx| self.0.resume_writing(cx));
+///     }
+///     fn connection_lost(&mut self, cx: &mut Cx<'_, Counting<F>>, reason: &Reason) {
+///         cx.inner(|cx| self.0.connection_lost(cx, reason));
 ///     }
 /// }
 /// ```
