@@ -194,6 +194,11 @@ impl Connection {
         self.phase == Phase::Open && !self.paused
     }
 
+    /// Whether `connection_lost` has begun: from there on there is nothing left to act upon.
+    pub fn is_lost(&self) -> bool {
+        self.lost_told
+    }
+
     /// Whether the end is neither decided nor asked for.
     pub fn is_open(&self) -> bool {
         self.phase == Phase::Open

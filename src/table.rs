@@ -290,6 +290,9 @@ impl Link for LoopLink<'_> {
     }
 
     fn flag(&mut self, id: ConnId, flag: SocketFlag, set: Option<bool>) -> io::Result<bool> {
+        if self.table.get(id).is_none_or(|entry| entry.connection.is_lost()) {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
         self.ask(id, |fd| match flag {
             SocketFlag::NoDelay => sys::no_delay(fd, set),
             SocketFlag::KeepAlive => sys::keep_alive(fd, set),

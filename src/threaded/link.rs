@@ -84,11 +84,13 @@ impl Link for ThreadLink<'_> {
     }
 
     fn flag(&mut self, id: ConnId, flag: SocketFlag, set: Option<bool>) -> io::Result<bool> {
+        let gone = || Err(io::ErrorKind::NotConnected.into());
         let ask = |connection: &ThreadConnection| match flag {
+            _ if connection.lock().connection.is_lost() => gone(),
             SocketFlag::NoDelay => sys::no_delay(connection.wire().as_fd(), set),
             SocketFlag::KeepAlive => sys::keep_alive(connection.wire().as_fd(), set),
         };
-        self.with(id, ask).unwrap_or_else(|| Err(io::ErrorKind::NotConnected.into()))
+        self.with(id, ask).unwrap_or_else(gone)
     }
 
     fn ids(&mut self, host: HostKey) -> Vec<ConnId> {

@@ -266,7 +266,12 @@ fn c6_a_stale_id_reaches_no_later_connection(setup: &Setup) {
         .on_made(move |cx, conn| {
             let _ = cx.transport.write(format!("{:04}", conn.number).as_bytes());
         })
-        .on_data(|cx, _, data| ignore(cx.transport.write(data)));
+        .on_data(|cx, _, data| ignore(cx.transport.write(data)))
+        .on_lost(|cx, conn, _| {
+            // Gone from here on, also for whoever has its id on another thread.
+            let answer = cx.transport.set_tcp_no_delay(false);
+            conn.note(format!("{:?}", answer.map_err(|error| error.kind())));
+        });
     let server = script.serve(setup.reactor());
     for number in 0..60 {
         let mut peer = server.dial_made(number);
@@ -296,6 +301,8 @@ fn c6_a_stale_id_reaches_no_later_connection(setup: &Setup) {
         }
         server.journal.wait_lost(number);
     }
+    let gone = Event::Note("Err(NotConnected)".into());
+    server.journal.wait("all answers", |events| events.iter().filter(|event| **event == gone).count() == 60);
 }
 
 fn c11_a_failure_ends_its_connection_only(setup: &Setup) {
