@@ -132,7 +132,7 @@ impl Connection {
 impl Connection {
     /// Takes output, unless the connection no longer does.
     pub fn write(&mut self, pool: &mut Pool, limits: &Limits, append: &mut dyn FnMut(&mut Batch)) -> Write {
-        if self.phase != Phase::Open || self.write_half != WriteHalf::Open {
+        if !self.takes_output() {
             return Write::Closed;
         }
         if self.output.unsent() > limits.output_max {
@@ -197,6 +197,11 @@ impl Connection {
     /// Whether `connection_lost` has begun: from there on there is nothing left to act upon.
     pub fn is_lost(&self) -> bool {
         self.lost_told
+    }
+
+    /// Whether `write` takes output.
+    pub fn takes_output(&self) -> bool {
+        self.phase == Phase::Open && self.write_half == WriteHalf::Open
     }
 
     /// Whether the end is neither decided nor asked for.
@@ -376,7 +381,8 @@ impl Connection {
     fn step_output(&mut self, now: Instant, limits: &Limits, may_send: bool) -> Option<Step> {
         if !self.output.is_flushed() {
             if !may_send && !self.output.in_flight() {
-                return Some(Step::Later);
+                // Whoever waits for room must hear the peer meanwhile: it may write before it reads.
+                return self.step_input().or(Some(Step::Later));
             }
             return self.output.next_batch().map(Step::Send);
         }

@@ -115,6 +115,15 @@ pub struct Connector {
     shared: Arc<Shared>,
 }
 
+/// A connector, as long as somebody else holds it.
+pub(crate) struct WeakConnector(Weak<Shared>);
+
+impl WeakConnector {
+    pub(crate) fn upgrade(&self) -> Option<Connector> {
+        self.0.upgrade().map(|shared| Connector { shared })
+    }
+}
+
 /// One attempt of a connector, so that what comes late is known as late.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Attempt(u64);
@@ -133,7 +142,8 @@ struct Current {
     connection: Option<ConnId>,
     /// Whether it counts among the users of its factory.
     counted: bool,
-    /// Whether the present attempt has been given up, though the reactor has not seen to it yet.
+    /// Whether the present attempt, or the connection that has no name yet, has been given up,
+    /// though the reactor has not seen to it yet.
     told_to_stop: bool,
 }
 
@@ -185,14 +195,21 @@ impl Connector {
 
     /// Gives up the present attempt, or closes the connection as `lose_connection` does, or does nothing.
     pub fn disconnect(&self) {
-        let (state, connection) = {
-            let current = self.current();
-            (current.state, current.connection)
-        };
-        match (state, connection) {
-            (ConnectorState::Connecting, _) => drop(self.stop_connecting()),
-            (ConnectorState::Connected, Some(id)) => self.push(Command::Disconnect(id)),
-            _ => {}
+        let mut current = self.current();
+        match (current.state, current.connection) {
+            (ConnectorState::Connecting, _) => {
+                drop(current);
+                // An error says that it has ended meanwhile, or is connected: then nothing, or this again.
+                if self.stop_connecting().is_err_and(|error| error.state == ConnectorState::Connected) {
+                    self.disconnect();
+                }
+            }
+            (ConnectorState::Connected, Some(id)) => {
+                drop(current);
+                self.push(Command::Disconnect(id));
+            }
+            (ConnectorState::Connected, None) => current.told_to_stop = true,
+            (ConnectorState::Disconnected, _) => {}
         }
     }
 
@@ -226,6 +243,10 @@ impl Connector {
         self.shared.host.key()
     }
 
+    pub(crate) fn downgrade(&self) -> WeakConnector {
+        WeakConnector(Arc::downgrade(&self.shared))
+    }
+
     /// Names this connector among those under way.
     pub(crate) fn key(&self) -> usize {
         Arc::as_ptr(&self.shared) as usize
@@ -244,15 +265,21 @@ impl Connector {
         self.current().attempt
     }
 
-    /// Whether `stop_connecting` was called in the present attempt: a connection that was made
-    /// meanwhile is not wanted any more.
-    pub(crate) fn is_told_to_stop(&self) -> bool {
-        self.current().told_to_stop
+    /// The kernel has made the connection, whose name may come later. Answers whether it is still
+    /// wanted: not if `stop_connecting` was called in this attempt.
+    pub(crate) fn set_connected(&self, id: Option<ConnId>) -> bool {
+        let mut current = self.current();
+        if !current.told_to_stop {
+            (current.state, current.connection) = (ConnectorState::Connected, id);
+        }
+        !current.told_to_stop
     }
 
-    pub(crate) fn set_connected(&self, id: ConnId) {
+    /// The connection has a name now. Answers whether it is still wanted.
+    pub(crate) fn set_connection(&self, id: ConnId) -> bool {
         let mut current = self.current();
-        (current.state, current.connection) = (ConnectorState::Connected, Some(id));
+        current.connection = Some(id);
+        !current.told_to_stop
     }
 
     pub(crate) fn set_disconnected(&self) {

@@ -11,8 +11,9 @@ use crate::{
     host::caught,
     id::HostKey,
     port::Port,
-    reactor::{Command, Reactor, State, TimerCall},
+    reactor::{Command, Reactor, ReactorCall, State},
     signals,
+    timer::Due,
 };
 
 /// Timed calls in one turn, so that a million due at one instant do not starve I/O (T2).
@@ -32,10 +33,10 @@ pub(crate) trait Driver {
     fn is_stopping(&self) -> bool;
     /// An empty queue, kept so that none is made each turn.
     fn spare_queue(&mut self) -> &mut VecDeque<Command>;
-    /// Carries out a command that is more than a call of the reactor's own.
+    /// Carries out a command.
     fn carry_out(&mut self, command: Command);
-    /// Makes a timed call that is more than a call of the reactor's own.
-    fn call_in_time(&mut self, call: TimerCall);
+    /// Makes a timed call whose time has come.
+    fn call_due(&mut self, due: Due);
     /// Sees to the connections whose deadline has passed.
     fn run_deadlines(&mut self);
     /// A port or connector of this factory has ended.
@@ -47,15 +48,12 @@ pub(crate) trait Driver {
     fn run_timers(&mut self) -> bool {
         let mark = self.reactor().core.timers().mark();
         for _ in 0..TIMED_CALLS_A_TURN {
-            let due = self.reactor().core.timers().pop_due(self.now(), mark);
-            match due {
-                Some((_, TimerCall::Reactor(call))) => drop(caught(|| call(self.reactor()))),
-                Some((_, call)) => self.call_in_time(call),
-                None => {
-                    self.run_deadlines();
-                    return false;
-                }
-            }
+            let due = self.reactor().core.timers().next_due(self.now(), mark);
+            let Some(due) = due else {
+                self.run_deadlines();
+                return false;
+            };
+            self.call_due(due);
         }
         self.run_deadlines();
         true
@@ -68,10 +66,7 @@ pub(crate) trait Driver {
         // After the commands were taken: what was noted before one of them was queued goes first.
         self.run_notes();
         for command in commands.drain(..) {
-            match command {
-                Command::Call(call) => drop(caught(|| call(self.reactor()))),
-                command => self.carry_out(command),
-            }
+            self.carry_out(command);
         }
         *self.spare_queue() = commands;
     }
@@ -130,6 +125,11 @@ impl OpenPort {
     pub(crate) fn end(self, reactor: &Reactor, error: Option<&Error>) {
         tell_done(&self.port, reactor, error.or(self.failure.as_ref()));
     }
+}
+
+/// Makes a call that concerns nobody but the reactor.
+pub(crate) fn make_call(reactor: &Reactor, call: ReactorCall) {
+    let _ = caught(|| call(reactor));
 }
 
 /// Tells everybody who wants to know that a port has ended, or has never opened.

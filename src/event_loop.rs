@@ -20,7 +20,7 @@ use slab::Slab;
 use crate::{
     backend::{Event, Proactor, Sent},
     connection::{Arrival, Step},
-    driver::{Driver, OpenPort, WAIT_MAX},
+    driver::{Driver, OpenPort, WAIT_MAX, make_call},
     error::Error,
     host::{Env, FactoryEvent, Host, HostSeed, Panicked, ProtocolEvent, drop_quietly},
     id::{ConnId, HostKey, PortKey},
@@ -29,7 +29,7 @@ use crate::{
     reason::{Loss, Reason},
     stats::{Count, Counters},
     table::{LoopLink, Stage, Table},
-    timer::TimerQueue,
+    timer::{Due, TimerQueue},
 };
 
 use self::connecting::Attempts;
@@ -199,7 +199,7 @@ impl Driver for EventLoop {
 
     fn run_deadlines(&mut self) {
         let mark = self.deadlines.mark();
-        while let Some((_, id)) = self.deadlines.pop_due(self.now, mark) {
+        while let Some(id) = self.deadlines.pop_due(self.now, mark) {
             if let Some(entry) = self.table.get(id) {
                 entry.deadline = None;
             }
@@ -207,21 +207,23 @@ impl Driver for EventLoop {
         }
     }
 
-    fn call_in_time(&mut self, call: TimerCall) {
+    fn call_due(&mut self, due: Due) {
+        let call = self.core().timers().take(due);
         match call {
-            // The driver's own code has made this one.
-            TimerCall::Reactor(_) => {}
-            TimerCall::Factory(host, call) => self.call_factory(host, call),
-            TimerCall::Connection(id, call) => self.call_protocol(id, call),
-            TimerCall::ConnectTimeout(connector, attempt) => self.connect_timed_out(&connector, attempt),
-            TimerCall::AcceptAgain(port) => self.accept_again(port),
+            Some(TimerCall::Reactor(call)) => make_call(&self.reactor, call),
+            Some(TimerCall::Factory(host, call)) => self.call_factory(host, call),
+            Some(TimerCall::Connection(id, call)) => self.call_protocol(id, call),
+            Some(TimerCall::ConnectTimeout(connector, attempt)) => {
+                self.connect_timed_out(&connector, attempt);
+            }
+            Some(TimerCall::AcceptAgain(port)) => self.accept_again(port),
+            None => {}
         }
     }
 
     fn carry_out(&mut self, command: Command) {
         match command {
-            // The driver's own code has made this one.
-            Command::Call(_) => {}
+            Command::Call(call) => make_call(&self.reactor, call),
             Command::AddHost(key, name, seed) => self.add_host(key, name, seed),
             Command::SetHooks(key, hooks) => {
                 if let Some(slot) = self.host_slots.get(&key) {

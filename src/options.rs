@@ -16,7 +16,10 @@ pub enum Backend {
     IoUring,
     /// A readiness loop on edge-triggered epoll.
     Epoll,
-    /// One blocking thread a connection.
+    /// One blocking thread a connection. A `data_received` that takes long holds up its own
+    /// connection, and those who need the same factory once it has used `cx.factory`. Timers, posts,
+    /// calls from threads and the factory's callbacks run on one thread for all connections, and so
+    /// does `resume_writing`, on another.
     Threads,
 }
 

@@ -7,13 +7,13 @@ use std::{
     collections::VecDeque,
     io,
     net::ToSocketAddrs,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, Weak},
     thread,
 };
 
 use crate::{
-    connector::{Attempt, Connector},
-    reactor::{Command, Reactor, ReactorHandle},
+    connector::{Attempt, Connector, WeakConnector},
+    reactor::{Command, Core, Reactor},
 };
 
 const THREADS_MAX: usize = 10;
@@ -25,9 +25,10 @@ struct Waiting {
     threads: usize,
 }
 
+/// Holds on to nothing: getaddrinfo may take longer than the reactor lives.
 struct Job {
-    reactor: ReactorHandle,
-    connector: Connector,
+    core: Weak<Core>,
+    connector: WeakConnector,
     attempt: Attempt,
     name: String,
     port: u16,
@@ -40,13 +41,16 @@ impl Job {
     }
 
     fn answer(self, addresses: io::Result<Vec<std::net::SocketAddr>>) {
-        self.reactor.push(Command::Resolved(self.connector, self.attempt, addresses));
+        if let (Some(core), Some(connector)) = (self.core.upgrade(), self.connector.upgrade()) {
+            Reactor { core }.push(Command::Resolved(connector, self.attempt, addresses));
+        }
     }
 }
 
 /// Resolves a name; the answer is a [`Command::Resolved`].
-pub(crate) fn start(reactor: &Reactor, connector: Connector, attempt: Attempt, name: String, port: u16) {
-    let job = Job { reactor: reactor.handle(), connector, attempt, name, port };
+pub(crate) fn start(reactor: &Reactor, connector: &Connector, attempt: Attempt, name: String, port: u16) {
+    let (core, connector) = (Arc::downgrade(&reactor.core), connector.downgrade());
+    let job = Job { core, connector, attempt, name, port };
     let mut waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
     waiting.jobs.push_back(job);
     if waiting.threads == THREADS_MAX {

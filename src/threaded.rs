@@ -5,12 +5,16 @@
 //! stops factories, and minds signals. A connection's own thread receives, calls the protocol and
 //! sends. What else a connection is told, a timer, a post, that there is room to write again, is
 //! told by its own thread if that is awake, and else by whoever has it to tell
-//! (`threaded/connection.rs` has the rules). So a `data_received` may take as long as it likes and
-//! holds up nobody else; what runs on the main thread (timers, posts, calls from threads, factory
-//! callbacks other than `build_protocol`) had better be quick, as on a loop.
+//! (`threaded/connection.rs` has the rules).
 //!
-//! Locks are taken in this order: protocol, factory, and then one of those under which no user
-//! code runs: a connection's state, the table, a queue.
+//! So a `data_received` may take as long as it likes: it holds up its own connection, and, from its
+//! first use of `cx.factory` on, those who need the same factory: protocols that use it, new
+//! connections, its `stop_factory`. Its timed calls wait without holding up a thread. What runs on the main
+//! thread (timers and posts of connections that sleep, calls from threads, the factory's callbacks) and on the
+//! sender's (`resume_writing`, and `pause_writing` after it) had better be quick, as on a loop.
+//!
+//! Locks are taken in this order: protocol, factory, and then those under which no user code runs:
+//! a connection's state, and one of the table and the queues.
 
 mod accepting;
 mod connecting;
@@ -29,20 +33,21 @@ use std::{
 
 use crate::{
     backend::threads::doors::Doors,
-    driver::{Driver, OpenPort, WAIT_MAX},
+    driver::{Driver, OpenPort, WAIT_MAX, make_call},
     error::Error,
     host::{FactoryEvent, drop_quietly},
     id::{ConnId, HostKey, PortKey},
     reactor::{Command, Core, Reactor, State, TimerCall},
     reason::{ConnectError, Loss, Reason},
     stats::{Branch, Count},
+    timer::Due,
 };
 
 pub(crate) use self::host::{ThreadHost, ThreadedFactory};
 use self::{
     connecting::Underway,
     hosts::HostSlot,
-    shared::{Duty, Note, Shared},
+    shared::{Duty, Mail, Note, Shared},
 };
 
 /// The main thread of one reactor.
@@ -62,6 +67,14 @@ struct Main {
     stopping: bool,
     failed: Option<Error>,
     commands: VecDeque<Command>,
+}
+
+/// Who makes a timed call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Owner {
+    Connection(ConnId),
+    Factory(HostKey),
+    Main,
 }
 
 /// Runs a reactor until it is stopped and all its threads are gone.
@@ -103,6 +116,8 @@ impl Main {
             }
         }
         self.shared.crew.join();
+        // A connector that its factory told to connect again, as the last thread did, is among them.
+        self.run_commands();
         self.hosts.drain().for_each(drop_quietly);
         self.failed.take().map_or(Ok(()), Err)
     }
@@ -206,21 +221,29 @@ impl Driver for Main {
         self.duty.run_errands();
     }
 
-    fn call_in_time(&mut self, call: TimerCall) {
-        match call {
-            // The driver's own code has made this one.
-            TimerCall::Reactor(_) => {}
-            TimerCall::Factory(host, call) => self.call_factory(host, call),
-            TimerCall::Connection(id, call) => self.mail(id, call),
-            TimerCall::ConnectTimeout(..) => {}
-            TimerCall::AcceptAgain(port) => self.accept_again(port),
+    /// What is for a protocol or a factory stays in the queue, where it can be cancelled, until that
+    /// can be called.
+    fn call_due(&mut self, due: Due) {
+        let mut timers = self.shared.reactor.core.timers();
+        let owner = match timers.get(due) {
+            Some(TimerCall::Connection(id, _)) => Owner::Connection(*id),
+            Some(TimerCall::Factory(host, _)) => Owner::Factory(*host),
+            _ => Owner::Main,
+        };
+        let call = (owner == Owner::Main).then(|| timers.take(due)).flatten();
+        drop(timers);
+        match (owner, call) {
+            (Owner::Connection(id), _) => self.mail(id, Mail::Timer(due)),
+            (Owner::Factory(host), _) => self.call_factory(host, due),
+            (_, Some(TimerCall::Reactor(call))) => make_call(&self.shared.reactor, call),
+            (_, Some(TimerCall::AcceptAgain(port))) => self.accept_again(port),
+            _ => {}
         }
     }
 
     fn carry_out(&mut self, command: Command) {
         match command {
-            // The driver's own code has made this one.
-            Command::Call(_) => {}
+            Command::Call(call) => make_call(&self.shared.reactor, call),
             Command::AddHost(key, name, seed) => self.add_host(key, name, seed),
             Command::SetHooks(key, hooks) => self.set_hooks(key, hooks),
             Command::ForgetHost(key) => self.forget_host(key),
@@ -234,7 +257,7 @@ impl Driver for Main {
                 self.with_attempt(&connector, attempt, |dial| dial.give_up(ConnectError::User));
             }
             Command::Disconnect(id) => self.disconnect(id),
-            Command::Post(id, call) => self.mail(id, call),
+            Command::Post(id, call) => self.mail(id, Mail::Post(call)),
         }
     }
 
@@ -262,12 +285,12 @@ impl Driver for Main {
 
 /// What the main thread has for the connections' threads.
 impl Main {
-    fn mail(&mut self, id: ConnId, call: crate::protocol::ErasedCall) {
+    fn mail(&mut self, id: ConnId, mail: Mail) {
         if let Some(connection) = self.shared.table.get(id) {
-            connection.mail(&mut self.duty, call);
+            connection.mail(&mut self.duty, mail);
             self.duty.run_errands();
         } else {
-            drop_quietly(call);
+            self.shared.drop_mail(mail);
         }
     }
 

@@ -15,6 +15,13 @@ pub struct TimerKey {
     id: u64,
 }
 
+/// Names an entry whose time has come; stale once that was taken, removed or given another deadline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Due {
+    slot: usize,
+    sequence: u64,
+}
+
 #[derive(Debug)]
 struct Entry<T> {
     id: u64,
@@ -79,16 +86,34 @@ impl<T> TimerQueue<T> {
         self.heap.peek().map(|Reverse((deadline, ..))| *deadline)
     }
 
-    /// Takes the next value that is due at `now`, if it was added before `before`.
-    pub fn pop_due(&mut self, now: Instant, before: Mark) -> Option<(TimerKey, T)> {
+    /// The next entry that is due at `now`, if it was added before `before`. It is named once, and
+    /// stays, to be [taken](Self::take) by whoever can act on it, or to be removed or given another deadline until then.
+    pub fn next_due(&mut self, now: Instant, before: Mark) -> Option<Due> {
         self.drop_leftovers();
         let Reverse((deadline, sequence, slot)) = *self.heap.peek()?;
         if deadline > now || sequence >= before.0 {
             return None;
         }
         self.heap.pop();
-        let entry = self.entries.remove(slot);
-        Some((TimerKey { slot, id: entry.id }, entry.value))
+        Some(Due { slot, sequence })
+    }
+
+    /// The value of an entry that is due.
+    pub fn get(&self, due: Due) -> Option<&T> {
+        let entry = self.entries.get(due.slot).filter(|entry| entry.sequence == due.sequence)?;
+        Some(&entry.value)
+    }
+
+    /// Takes an entry that is due.
+    pub fn take(&mut self, due: Due) -> Option<T> {
+        self.get(due)?;
+        Some(self.entries.remove(due.slot).value)
+    }
+
+    /// [`next_due`](Self::next_due), taken at once.
+    pub fn pop_due(&mut self, now: Instant, before: Mark) -> Option<T> {
+        let due = self.next_due(now, before)?;
+        self.take(due)
     }
 
     /// What is added from here on is not part of the present turn, however short its delay.
@@ -147,7 +172,7 @@ mod tests {
 
     fn due<T>(queue: &mut TimerQueue<T>, now: Instant) -> Vec<T> {
         let mark = queue.mark();
-        std::iter::from_fn(|| queue.pop_due(now, mark).map(|(_, value)| value)).collect()
+        std::iter::from_fn(|| queue.pop_due(now, mark)).collect()
     }
 
     #[test]
@@ -183,9 +208,25 @@ mod tests {
         queue.insert(now, 1);
         let mark = queue.mark();
         queue.insert(now, 2);
-        assert_eq!(queue.pop_due(now, mark).map(|(_, v)| v), Some(1));
+        assert_eq!(queue.pop_due(now, mark), Some(1));
         assert!(queue.pop_due(now, mark).is_none());
         assert_eq!(due(&mut queue, now), [2]);
+    }
+
+    #[test]
+    fn what_is_due_can_be_removed_or_moved_until_it_is_taken() {
+        let (mut queue, now) = (TimerQueue::default(), Instant::now());
+        let keys = [1, 2, 3].map(|value| queue.insert(now, value));
+        let mark = queue.mark();
+        let [first, second, third] = [(); 3].map(|()| queue.next_due(now, mark).expect("three are due"));
+        assert!(queue.next_due(now, mark).is_none(), "each is named once");
+        assert_eq!(queue.next_deadline(), None);
+        assert!(queue.deadline(keys[0]).is_some(), "it has not fired yet");
+        assert_eq!(queue.remove(keys[0]), Some(1));
+        assert!(queue.reschedule(keys[1], now + SECOND));
+        assert_eq!((queue.take(first), queue.take(second)), (None, None));
+        assert_eq!((queue.get(third), queue.take(third), queue.take(third)), (Some(&3), Some(3), None));
+        assert_eq!(due(&mut queue, now + SECOND), [2]);
     }
 
     #[test]

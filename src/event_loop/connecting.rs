@@ -63,7 +63,7 @@ impl EventLoop {
         match &options.destination {
             Destination::Address(address) => self.resolved(&connector, attempt, Ok(vec![*address])),
             Destination::Name(name, port) => {
-                resolve::start(&self.reactor, connector.clone(), attempt, name.clone(), *port);
+                resolve::start(&self.reactor, &connector, attempt, name.clone(), *port);
             }
         }
     }
@@ -149,14 +149,13 @@ impl EventLoop {
     }
 
     fn connection_made(&mut self, id: ConnId, connector: &Connector) {
-        if connector.is_told_to_stop() {
+        if !connector.set_connected(Some(id)) {
             return self.connect_failed(connector, ConnectError::User);
         }
         if let Some(underway) = self.attempts.0.remove(&connector.key()) {
             let _ = self.core().timers().remove(underway.timeout);
         }
         self.counters.add(Count::Connected, 1);
-        connector.set_connected(id);
         match self.build(id) {
             true => self.made(id),
             false => {

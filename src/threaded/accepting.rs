@@ -163,7 +163,7 @@ impl Main {
 /// The life of the thread of an accepted connection.
 fn welcome(shared: &Arc<Shared>, hold: Hold, port: &Port, socket: OwnedFd, duty: &mut Duty) {
     let wire = Wire::new(socket, shared.reactor.core.counters.branch());
-    match make(shared, &hold, wire, &|| !port.is_stopped()) {
+    match make(shared, &hold, wire, &|| !port.is_stopped(), duty) {
         Made::Connection(connection) => drop_quietly(connection.serve(duty, None)),
         Made::Refused(wire) => wire.counters().add(Count::RefusedByFactory, 1),
         Made::Stopped(wire) => wire.counters().add(Count::RefusedStopped, 1),
@@ -180,11 +180,18 @@ pub(super) enum Made {
 }
 
 /// Has the factory build a protocol for a socket, and makes a connection of both.
-pub(super) fn make(shared: &Arc<Shared>, hold: &Hold, wire: Wire, wanted: &dyn Fn() -> bool) -> Made {
+pub(super) fn make(
+    shared: &Arc<Shared>,
+    hold: &Hold,
+    wire: Wire,
+    wanted: &dyn Fn() -> bool,
+    duty: &mut Duty,
+) -> Made {
     let mut ask = || sys::peer_address(wire.as_fd()).into();
     let mut peer = Peer::new(&mut ask);
     let built = Arc::clone(&hold.hosted.host).build(&mut peer, wanted);
     let peer = peer.answer();
+    shared.call_factory(&hold.hosted, duty);
     let protocol = match built {
         Built::Protocol(protocol) => protocol,
         Built::Refused => return Made::Refused(wire),

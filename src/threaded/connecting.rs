@@ -17,6 +17,7 @@ use crate::{
     driver::Driver,
     error::{Errno, Error},
     host::{FactoryEvent, drop_quietly},
+    reactor::Command,
     reason::{ConnectError, Reason},
     resolve,
     stats::{Branch, Count},
@@ -53,7 +54,7 @@ impl Main {
             deadline: deadline_after(Instant::now(), connector.options().timeout),
         };
         match self.shared.start(move |duty| try_it.run(&dial, duty)) {
-            Ok(()) => self.look_up(connector, attempt),
+            Ok(()) => self.look_up(&connector, attempt),
             Err(error) => self.cannot_try(&connector, attempt, &error),
         }
     }
@@ -67,12 +68,12 @@ impl Main {
         let _ = self.tell_factory(connector.host(), FactoryEvent::ConnectFailed(connector, &error));
     }
 
-    fn look_up(&mut self, connector: Connector, attempt: Attempt) {
+    fn look_up(&mut self, connector: &Connector, attempt: Attempt) {
         let options = connector.options();
         match &options.destination {
             Destination::Address(address) => {
                 let addresses: io::Result<Vec<SocketAddr>> = Ok(vec![*address]);
-                self.with_attempt(&connector, attempt, |dial| dial.resolved(addresses));
+                self.with_attempt(connector, attempt, |dial| dial.resolved(addresses));
             }
             Destination::Name(name, port) => {
                 let (name, port) = (name.clone(), *port);
@@ -135,14 +136,16 @@ impl Try {
     }
 
     fn connected(&self, wire: Wire, reset: Option<Errno>, duty: &mut Duty) {
-        if self.connector.is_told_to_stop() {
+        if !self.connector.set_connected(None) {
             return self.failed(&ConnectError::User, wire.counters(), duty);
         }
         wire.counters().add(Count::Connected, 1);
         self.ended();
-        match make(&self.shared, &self.hold, wire, &|| true) {
+        match make(&self.shared, &self.hold, wire, &|| true, duty) {
             Made::Connection(connection) => {
-                self.connector.set_connected(connection.id());
+                if !self.connector.set_connection(connection.id()) {
+                    self.shared.reactor.push(Command::Disconnect(connection.id()));
+                }
                 let reason = connection.serve(duty, reset);
                 drop(connection);
                 self.lost(&reason, duty);

@@ -17,7 +17,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
     time::Instant,
 };
 
@@ -25,7 +28,7 @@ use super::{
     host::ThreadProtocol,
     hosts::Hosted,
     link::ThreadLink,
-    shared::{Duty, Shared, lock},
+    shared::{Duty, Mail, Shared, lock},
 };
 use crate::{
     address::Address,
@@ -37,7 +40,6 @@ use crate::{
     id::{ConnId, HostKey},
     limits::Limits,
     output::{Batch, Pool},
-    protocol::ErasedCall,
     reactor::State as Lifetime,
     reason::{Loss, Reason},
     stats::Count,
@@ -69,6 +71,8 @@ pub(super) struct ThreadConnection {
     hosted: Arc<Hosted>,
     protocol: Box<dyn ThreadProtocol>,
     wire: Wire,
+    /// `connection_made` has run: from here on others see the connection.
+    made: AtomicBool,
     state: Mutex<State>,
     /// The reader's, when it waits for the baton.
     turn: Condvar,
@@ -91,8 +95,8 @@ pub(super) struct State {
     pub(super) timers: Vec<TimerKey>,
     pub(super) peer: Option<Address>,
     pub(super) host: Option<Address>,
-    /// Calls for the protocol, from timers and posts.
-    mail: VecDeque<ErasedCall>,
+    /// Calls for the protocol.
+    mail: VecDeque<Mail>,
     /// Output that did not go at once, and how many bytes of it did; the sender watches for room.
     waiting: Option<(Box<Batch>, usize)>,
     deadline: Option<(Instant, TimerKey)>,
@@ -135,7 +139,7 @@ impl ThreadConnection {
             lost: false,
         };
         let (state, turn) = (Mutex::new(state), Condvar::new());
-        Self { id, shared, hosted, protocol, wire, state, turn }
+        Self { id, shared, hosted, protocol, wire, made: AtomicBool::new(false), state, turn }
     }
 
     pub(super) fn id(&self) -> ConnId {
@@ -145,6 +149,10 @@ impl ThreadConnection {
     /// The factory's name.
     pub(super) fn host(&self) -> HostKey {
         self.hosted.key
+    }
+
+    pub(super) fn is_made(&self) -> bool {
+        self.made.load(SeqCst)
     }
 
     pub(super) fn wire(&self) -> &Wire {
@@ -182,13 +190,13 @@ impl ThreadConnection {
     }
 
     /// Calls this with the protocol, soon.
-    pub(super) fn mail(&self, duty: &mut Duty, call: ErasedCall) {
+    pub(super) fn mail(&self, duty: &mut Duty, mail: Mail) {
         let mut state = self.lock();
         if state.lost {
             drop(state);
-            return drop_quietly(call);
+            return self.shared.drop_mail(mail);
         }
-        state.mail.push_back(call);
+        state.mail.push_back(mail);
         drop(state);
         self.poke(duty);
     }
@@ -215,8 +223,10 @@ impl ThreadConnection {
     ) -> MutexGuard<'a, State> {
         let mut sends_left = SENDS_IN_A_ROW;
         while !state.over {
-            if let Some(call) = state.mail.pop_front() {
-                state = self.tell(state, duty, ProtocolEvent::Call(call));
+            if let Some(mail) = state.mail.pop_front() {
+                if let Some(call) = self.shared.open(mail) {
+                    state = self.tell(state, duty, ProtocolEvent::Call(call));
+                }
                 continue;
             }
             match state.step(self.shared.limits(), sends_left > 0) {
@@ -253,6 +263,7 @@ impl ThreadConnection {
         let mut link = ThreadLink::new(&self.shared, Some(self), duty);
         let env = Env { link: &mut link, reactor: &self.shared.reactor, host: self.host() };
         let told = self.protocol.tell(self.id, env, event);
+        self.shared.call_factory(&self.hosted, duty);
         let mut state = self.lock();
         if let Err(text) = told {
             state.connection.finish(Reason::Panicked(text), true);
@@ -324,6 +335,7 @@ impl ThreadConnection {
     pub(super) fn serve(&self, duty: &mut Duty, reset: Option<Errno>) -> Box<Reason> {
         self.wire.counters().add(Count::Made, 1);
         drop(self.tell(self.lock(), duty, ProtocolEvent::Made));
+        self.made.store(true, SeqCst);
         let mut buffer = vec![0; BUFFER_BYTES];
         while let Some(room) = self.settle(duty) {
             let room = room.min(buffer.len());
@@ -412,7 +424,7 @@ impl ThreadConnection {
             let call = self.shared.reactor.core.timers().remove(key);
             drop_quietly(call);
         }
-        drop_quietly(mail);
+        mail.into_iter().for_each(|mail| self.shared.drop_mail(mail));
         self.protocol.forget();
         self.shared.table.remove(self.id);
         duty.run_errands();

@@ -3,7 +3,7 @@
 use std::{
     cell::OnceCell,
     io,
-    sync::{Arc, Mutex, MutexGuard, OnceLock},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError},
 };
 
 use super::shared::lock;
@@ -25,6 +25,9 @@ pub(crate) trait ThreadHost: Send + Sync {
     fn half_closeable(&self) -> bool;
     /// Tells the factory.
     fn tell_factory(&self, env: Env<'_>, event: FactoryEvent<'_>) -> io::Result<()>;
+    /// Makes calls of the factory's own, as `next` gives them (None is one that was cancelled), unless
+    /// somebody holds the factory; answers whether nobody did.
+    fn try_call(&self, env: Env<'_>, next: &mut dyn FnMut() -> Option<Option<ErasedCall>>) -> bool;
     /// The factory turns out to be a client factory.
     fn set_hooks(&self, hooks: ErasedCall);
 }
@@ -75,6 +78,21 @@ impl<F: Factory> ThreadHost for ThreadedFactory<F> {
 
     fn tell_factory(&self, env: Env<'_>, event: FactoryEvent<'_>) -> io::Result<()> {
         tell_factory(&mut *lock(&self.factory), self.hooks.get(), env, event)
+    }
+
+    fn try_call(&self, env: Env<'_>, next: &mut dyn FnMut() -> Option<Option<ErasedCall>>) -> bool {
+        let mut factory = match self.factory.try_lock() {
+            Ok(factory) => factory,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return false,
+        };
+        let Env { link, reactor, host } = env;
+        while let Some(call) = next() {
+            let Some(call) = call else { continue };
+            let env = Env { link: &mut *link, reactor, host };
+            let _ = tell_factory(&mut *factory, self.hooks.get(), env, FactoryEvent::Call(call));
+        }
+        true
     }
 
     fn set_hooks(&self, hooks: ErasedCall) {

@@ -1,9 +1,10 @@
 //! Factories on the main thread: counting those who use them, starting and stopping them.
 
 use std::{
+    collections::VecDeque,
     io,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
 };
@@ -11,13 +12,14 @@ use std::{
 use super::{
     Main,
     host::ThreadHost,
-    shared::{Note, Shared},
+    shared::{Mail, Note, Shared, lock},
 };
 use crate::{
     error::Error,
     host::{FactoryEvent, HostSeed, drop_quietly},
     id::HostKey,
     protocol::ErasedCall,
+    timer::Due,
 };
 
 /// A factory, as its connections' threads hold it.
@@ -28,6 +30,28 @@ pub(super) struct Hosted {
     connections: AtomicUsize,
     /// No handle of the program names it any more.
     forgotten: AtomicBool,
+    /// Timed calls for the factory, made by whoever holds it next.
+    due: Mutex<VecDeque<Due>>,
+    has_due: AtomicBool,
+}
+
+impl Hosted {
+    pub(super) fn add_due(&self, due: Due) {
+        let mut waiting = lock(&self.due);
+        waiting.push_back(due);
+        self.has_due.store(true, SeqCst);
+    }
+
+    pub(super) fn has_due(&self) -> bool {
+        self.has_due.load(SeqCst)
+    }
+
+    pub(super) fn next_due(&self) -> Option<Due> {
+        let mut waiting = lock(&self.due);
+        let due = waiting.pop_front();
+        self.has_due.store(!waiting.is_empty(), SeqCst);
+        due
+    }
 }
 
 /// A factory on the main thread, and how many ports and connectors use it.
@@ -67,6 +91,8 @@ impl Main {
             host: Arc::from(seed.0.on_threads()),
             connections: AtomicUsize::new(0),
             forgotten: AtomicBool::new(false),
+            due: Mutex::default(),
+            has_due: AtomicBool::new(false),
         });
         self.hosts.insert(key, HostSlot { hosted, users: 0 });
     }
@@ -120,11 +146,13 @@ impl Main {
         self.shared.tell_factory(&hosted, &mut self.duty, event)
     }
 
-    pub(super) fn call_factory(&mut self, key: HostKey, call: ErasedCall) {
-        if self.hosts.contains_key(&key) {
-            let _ = self.tell_factory(key, FactoryEvent::Call(call));
+    pub(super) fn call_factory(&mut self, key: HostKey, due: Due) {
+        if let Some(hosted) = self.hosted(key) {
+            hosted.add_due(due);
+            self.shared.call_factory(&hosted, &mut self.duty);
+            self.duty.run_errands();
         } else {
-            drop_quietly(call);
+            self.shared.drop_mail(Mail::Timer(due));
         }
     }
 }

@@ -53,6 +53,9 @@ impl Link for ThreadLink<'_> {
 
     /// What `fill` does is the user's business, so it runs before the lock is taken.
     fn fill(&mut self, id: ConnId, fill: &mut dyn FnMut(&mut Batch)) -> Write {
+        if !self.with(id, |connection| connection.lock().connection.takes_output()).unwrap_or(false) {
+            return Write::Closed;
+        }
         let mut filled = self.duty.pool.take();
         fill(&mut filled);
         let mut answer = Write::Closed;
@@ -94,7 +97,7 @@ impl Link for ThreadLink<'_> {
     }
 
     fn ids(&mut self, host: HostKey) -> Vec<ConnId> {
-        self.shared.table.ids(host)
+        self.shared.table.ids(host, self.own.map(ThreadConnection::id))
     }
 
     fn bind_timer(&mut self, id: ConnId, timer: TimerKey, alive: &dyn Fn(TimerKey) -> bool) -> bool {

@@ -3,7 +3,10 @@
 use std::{
     collections::VecDeque,
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{Ordering::SeqCst, fence},
+    },
     thread::{Builder, JoinHandle},
     time::Instant,
 };
@@ -18,12 +21,13 @@ use super::{
 use crate::{
     backend::threads::{crew::Crew, sender::Sender},
     connector::{Attempt, Connector},
-    host::{Env, FactoryEvent},
-    id::{ConnId, GENERATION_MASK, HostKey},
+    host::{Env, FactoryEvent, drop_quietly},
+    id::{ConnId, GENERATION_MASK, HostKey, first_generation},
     limits::Limits,
     output::Pool,
-    reactor::{Reactor, State},
-    timer::{TimerKey, TimerQueue},
+    protocol::ErasedCall,
+    reactor::{Reactor, State, TimerCall},
+    timer::{Due, TimerKey, TimerQueue},
 };
 
 /// Locks; a panic while it was held has ended what it concerned, so it is sound to go on.
@@ -39,6 +43,13 @@ pub(super) enum Note {
     ConnectorEnded(Connector, Attempt),
     /// A factory that no handle names any more has lost its last connection.
     HostIdle(HostKey),
+}
+
+/// A call for a protocol.
+pub(super) enum Mail {
+    Post(ErasedCall),
+    /// A timed call, which can be cancelled until it is made.
+    Timer(Due),
 }
 
 /// What all threads of one reactor share. Nothing here is touched by a message.
@@ -103,8 +114,44 @@ impl Shared {
             let env = Env { link: &mut link, reactor: &self.reactor, host: hosted.key };
             hosted.host.tell_factory(env, event)
         };
+        self.call_factory(hosted, duty);
         duty.run_errands();
         told
+    }
+
+    /// Makes the timed calls of a factory, unless somebody holds it: whoever does makes them when he has
+    /// let it go. So no thread waits for a factory to make a call of its own.
+    pub(super) fn call_factory(&self, hosted: &Hosted, duty: &mut Duty) {
+        // One of two must see what the other did: who lets go and looks for calls, or who adds one
+        // and looks for somebody who holds it.
+        fence(SeqCst);
+        while hosted.has_due() {
+            let mut link = ThreadLink::new(self, None, duty);
+            let env = Env { link: &mut link, reactor: &self.reactor, host: hosted.key };
+            let mut next = || hosted.next_due().map(|due| self.take_due(due));
+            if !hosted.host.try_call(env, &mut next) {
+                return;
+            }
+        }
+    }
+
+    /// The call that came by mail, if it has not been cancelled.
+    pub(super) fn open(&self, mail: Mail) -> Option<ErasedCall> {
+        match mail {
+            Mail::Post(call) => Some(call),
+            Mail::Timer(due) => self.take_due(due),
+        }
+    }
+
+    pub(super) fn drop_mail(&self, mail: Mail) {
+        drop_quietly(self.open(mail));
+    }
+
+    fn take_due(&self, due: Due) -> Option<ErasedCall> {
+        match self.reactor.core.timers().take(due)? {
+            TimerCall::Factory(_, call) | TimerCall::Connection(_, call) => Some(call),
+            _ => None,
+        }
     }
 
     pub(super) fn note(&self, note: Note) {
@@ -167,6 +214,7 @@ impl Duty {
 /// The made connections.
 pub(super) struct Table {
     reactor: u8,
+    first_generation: u32,
     places: Mutex<Places>,
 }
 
@@ -180,7 +228,7 @@ struct Places {
 
 impl Table {
     fn new(reactor: u8) -> Self {
-        Self { reactor, places: Mutex::default() }
+        Self { reactor, first_generation: first_generation(), places: Mutex::default() }
     }
 
     /// Makes a connection under an id of its own; gives the parts back if the table is closed.
@@ -191,7 +239,7 @@ impl Table {
         }
         let slot = places.taken.vacant_key();
         if places.generations.len() <= slot {
-            places.generations.resize(slot + 1, 0);
+            places.generations.resize(slot + 1, self.first_generation);
         }
         let generation = (places.generations[slot] + 1) & GENERATION_MASK;
         places.generations[slot] = generation;
@@ -216,11 +264,13 @@ impl Table {
         };
     }
 
-    /// The connections of a factory.
-    pub(super) fn ids(&self, host: HostKey) -> Vec<ConnId> {
+    /// The connections of a factory that are made, or are the asker's own: whoever writes to all
+    /// must not come before a greeting.
+    pub(super) fn ids(&self, host: HostKey, own: Option<ConnId>) -> Vec<ConnId> {
         let places = lock(&self.places);
         let of_host = places.taken.iter().filter(|(_, connection)| connection.host() == host);
-        of_host.map(|(_, connection)| connection.id()).collect()
+        let seen = of_host.filter(|(_, other)| other.is_made() || Some(other.id()) == own);
+        seen.map(|(_, connection)| connection.id()).collect()
     }
 
     /// Lets no connection be made any more; answers those that are.
@@ -260,7 +310,7 @@ impl Deadlines {
     pub(super) fn due(&self, now: Instant) -> Vec<ConnId> {
         let queue = &mut lock(&self.0).queue;
         let mark = queue.mark();
-        std::iter::from_fn(|| queue.pop_due(now, mark).map(|(_, id)| id)).collect()
+        std::iter::from_fn(|| queue.pop_due(now, mark)).collect()
     }
 
     /// Says until when the main thread is about to sleep: the next deadline, here or among `calls`.
