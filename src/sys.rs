@@ -18,7 +18,7 @@ use nix::{
     },
 };
 
-use crate::{error::Errno, output::Batch};
+use crate::{error::Errno, output::Batch, stats::Syscall};
 
 /// A send takes at most this many pieces at once; the rest follows.
 pub(crate) const SLICES_MAX: usize = 64;
@@ -283,10 +283,18 @@ impl Reserve {
     }
 
     /// Accepts and closes the peers that wait, up to `max`; answers how many.
-    pub(crate) fn shed(&self, listener: &Listener, max: usize) -> usize {
+    pub(crate) fn shed(&self, listener: &Listener, max: usize, count: &mut dyn FnMut(Syscall)) -> usize {
         let mut held = self.held();
         *held = None;
-        let shed = std::iter::repeat_with(|| listener.accept()).take(max).take_while(Result::is_ok).count();
+        let mut shed_one = || {
+            count(Syscall::Accept);
+            let shed = listener.accept().map(drop).is_ok();
+            if shed {
+                count(Syscall::Close);
+            }
+            shed
+        };
+        let shed = (0..max).take_while(|_| shed_one()).count();
         self.refill(&mut held);
         shed
     }

@@ -164,8 +164,7 @@ impl Proactor for EpollLoop {
 
     fn shed(&mut self, port: PortKey) -> usize {
         let Some(listener) = self.io.ports.get(&port) else { return 0 };
-        self.io.counters.call(Syscall::Accept);
-        self.io.reserve.shed(listener, SHED_MAX)
+        self.io.reserve.shed(listener, SHED_MAX, &mut |call| self.io.counters.call(call))
     }
 
     fn unlisten(&mut self, port: PortKey) {

@@ -28,10 +28,10 @@ use io_uring::{opcode, squeue, types};
 use nix::sys::socket::{SockaddrLike, SockaddrStorage};
 
 use self::{
-    accepting::Accepting,
+    accepting::{Accepting, close_stray},
     buffers::Buffers,
     entries::{Message, close_entry, receive_once, send_entry},
-    ring::Ring,
+    ring::{Completion, Ring},
     wait::{Recent, Wait},
 };
 use super::{Event, Proactor, Sent, Sockets};
@@ -277,8 +277,7 @@ impl Proactor for Uring {
 
     fn shed(&mut self, port: PortKey) -> usize {
         let Some(accepting) = self.io.ports.get(&port) else { return 0 };
-        self.io.counters.call(Syscall::Accept);
-        self.io.reserve.shed(&accepting.listener, SHED_MAX)
+        self.io.reserve.shed(&accepting.listener, SHED_MAX, &mut |call| self.io.counters.call(call))
     }
 
     fn unlisten(&mut self, port: PortKey) {
@@ -612,7 +611,13 @@ impl Io {
 impl Drop for Uring {
     /// Nothing is freed while the kernel may touch it: what cannot be reaped is leaked.
     fn drop(&mut self) {
-        if self.io.ring.is_ours() && (self.io.ring.in_flight() == 0 || self.io.ring.drain()) {
+        let direct = self.io.direct;
+        let leave = |completion: Completion| match Kind::from(completion.user_data) {
+            Some(Kind::Accept) if !direct => close_stray(completion),
+            Some(Kind::Install) => close_stray(completion),
+            _ => {}
+        };
+        if self.io.ring.is_ours() && (self.io.ring.in_flight() == 0 || self.io.ring.drain(leave)) {
             return;
         }
         std::mem::forget(std::mem::take(&mut self.io.slots));

@@ -84,10 +84,7 @@ impl Doors {
     /// Accepts and closes the peers that wait, by means of a reserved descriptor; how many.
     pub(crate) fn shed(&self, port: PortKey, counters: &Branch) -> usize {
         let Some(listener) = self.listener(port) else { return 0 };
-        let shed = self.reserve.shed(listener, SHED_MAX);
-        (0..=shed.min(SHED_MAX - 1)).for_each(|_| counters.call(Syscall::Accept));
-        (0..shed).for_each(|_| counters.call(Syscall::Close));
-        shed
+        self.reserve.shed(listener, SHED_MAX, &mut |call| counters.call(call))
     }
 
     fn listener(&self, port: PortKey) -> Option<&Listener> {

@@ -82,13 +82,12 @@ impl Io {
             Err(errno) => Some(Event::AcceptFailed { port, errno }),
         }
     }
+}
 
-    /// A descriptor that was lent too late for its question.
-    pub(super) fn close_stray<T>(&mut self, completion: Completion) -> Option<T> {
-        if let Ok(raw) = completion.outcome() {
-            // SAFETY: the install has just made this descriptor, and nobody else knows it.
-            drop(unsafe { OwnedFd::from_raw_fd(raw as i32) });
-        }
-        None
+/// Closes the descriptor that a completion made, if there is one, for nobody wants it any more.
+pub(super) fn close_stray(completion: Completion) {
+    if let Ok(raw) = completion.outcome() {
+        // SAFETY: an accept or an install has just made this descriptor, and nobody else knows it.
+        drop(unsafe { OwnedFd::from_raw_fd(raw as i32) });
     }
 }

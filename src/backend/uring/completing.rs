@@ -1,6 +1,6 @@
 //! Completions of the ring, taken and turned into events.
 
-use super::{Ending, Found, Io, Kind, buffers::Buffers, ring::Completion};
+use super::{Ending, Found, Io, Kind, accepting::close_stray, buffers::Buffers, ring::Completion};
 use crate::{
     backend::{Event, Sent},
     error::Errno,
@@ -33,7 +33,10 @@ impl Io {
                 self.waker_armed = completion.more();
                 return Some(Found::Other(Event::Woken));
             }
-            Kind::Install => return self.close_stray(completion),
+            Kind::Install => {
+                close_stray(completion);
+                return None;
+            }
             Kind::Cancel | Kind::Refuse => return None,
             _ => {}
         }

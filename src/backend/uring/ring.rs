@@ -293,12 +293,14 @@ impl Ring {
 
     /// Cancels everything and takes completions until nothing is in flight; `false` if the kernel
     /// would not let go.
-    pub(super) fn drain(&mut self) -> bool {
+    pub(super) fn drain(&mut self, mut leave: impl FnMut(Completion)) -> bool {
         let cancel = opcode::AsyncCancel2::new(types::CancelBuilder::any()).build();
         // SAFETY: a cancel points to nothing.
         unsafe { self.push(cancel) };
         for _ in 0..1000 {
-            while self.pop().is_some() {}
+            while let Some(completion) = self.pop() {
+                leave(completion);
+            }
             if self.in_flight == 0 {
                 return true;
             }
