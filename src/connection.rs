@@ -132,11 +132,7 @@ impl Connection {
 impl Connection {
     /// Takes output, unless the connection no longer does.
     pub fn write(&mut self, pool: &mut Pool, limits: &Limits, append: &mut dyn FnMut(&mut Batch)) -> Write {
-        if !self.takes_output() {
-            return Write::Closed;
-        }
-        if self.output.unsent() > limits.output_max {
-            self.finish(Reason::Limit(LimitKind::Output), true);
+        if !self.takes_output(limits) {
             return Write::Closed;
         }
         self.output.append(pool, limits.output_high, append)
@@ -199,9 +195,14 @@ impl Connection {
         self.lost_told
     }
 
-    /// Whether `write` takes output.
-    pub fn takes_output(&self) -> bool {
-        self.phase == Phase::Open && self.write_half == WriteHalf::Open
+    /// Whether `write` takes output. A connection that has too much of it already ends here.
+    pub fn takes_output(&mut self, limits: &Limits) -> bool {
+        let open = self.phase == Phase::Open && self.write_half == WriteHalf::Open;
+        let too_much = open && self.output.unsent() > limits.output_max;
+        if too_much {
+            self.finish(Reason::Limit(LimitKind::Output), true);
+        }
+        open && !too_much
     }
 
     /// Whether the end is neither decided nor asked for.

@@ -273,19 +273,26 @@ impl AsFd for Waker {
 /// A descriptor held back for the moment when there are no others: given up for an instant, it
 /// lets a waiting peer be accepted and closed, instead of waiting without an answer.
 #[derive(Debug, Default)]
-pub(crate) struct Reserve(Mutex<Option<EventFd>>);
+pub(crate) struct Reserve(Mutex<Held>);
+
+#[derive(Debug, Default)]
+struct Held {
+    descriptor: Option<EventFd>,
+    /// Peers that were closed to have the descriptor again.
+    closed: usize,
+}
 
 impl Reserve {
     pub(crate) fn new() -> Self {
         let reserve = Self::default();
-        reserve.refill(&mut reserve.held());
+        reserve.held().refill();
         reserve
     }
 
     /// Accepts and closes the peers that wait, up to `max`; answers how many.
     pub(crate) fn shed(&self, listener: &Listener, max: usize, count: &mut dyn FnMut(Syscall)) -> usize {
         let mut held = self.held();
-        *held = None;
+        held.descriptor = None;
         let mut shed_one = || {
             count(Syscall::Accept);
             let shed = listener.accept().map(drop).is_ok();
@@ -295,24 +302,41 @@ impl Reserve {
             shed
         };
         let shed = (0..max).take_while(|_| shed_one()).count();
-        self.refill(&mut held);
-        shed
+        held.refill();
+        shed + std::mem::take(&mut held.closed)
+    }
+
+    /// Lets a socket pass that has just been accepted, unless another thread has taken the
+    /// descriptor while it was given up: then the socket is closed to have it again, as if there had
+    /// been none for it.
+    pub(crate) fn check(&self, socket: OwnedFd) -> Result<OwnedFd, Errno> {
+        let mut held = self.held();
+        if held.descriptor.is_some() || held.refill() {
+            return Ok(socket);
+        }
+        drop(socket);
+        held.refill();
+        held.closed += 1;
+        Err(Errno::from_raw(libc::EMFILE))
     }
 
     /// Gives the descriptor up for as long as `act` needs one.
     pub(crate) fn without<R>(&self, act: impl FnOnce() -> R) -> R {
         let mut held = self.held();
-        *held = None;
+        held.descriptor = None;
         let done = act();
-        self.refill(&mut held);
+        held.refill();
         done
     }
 
-    fn held(&self) -> std::sync::MutexGuard<'_, Option<EventFd>> {
+    fn held(&self) -> std::sync::MutexGuard<'_, Held> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    fn refill(&self, held: &mut Option<EventFd>) {
-        *held = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).ok();
+impl Held {
+    fn refill(&mut self) -> bool {
+        self.descriptor = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).ok();
+        self.descriptor.is_some()
     }
 }

@@ -5,8 +5,8 @@
 
 use std::{
     fs,
-    io::{ErrorKind, Read, Write as _},
-    net::{Ipv4Addr, SocketAddr, TcpStream},
+    io::{self, ErrorKind, Read, Write as _},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         mpsc::{Receiver, Sender, channel},
@@ -16,8 +16,8 @@ use std::{
 };
 
 use ringspun::{
-    Backend, ConnId, Count, Cx, Factory, Limits, Peer, Protocol, Reactor, ReactorHandle, Reason, Stats,
-    Syscall,
+    Backend, ClientFactory, ConnId, ConnectorState, Count, Cx, DelayedCall, Factory, FactoryCx, Limits, Peer,
+    Protocol, Reactor, ReactorHandle, Reason, Serve, Stats, Syscall,
 };
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -32,6 +32,7 @@ enum Told {
     Paused(ConnId),
     Resumed(ConnId),
     Lost(ConnId, String),
+    FactoryTimer,
 }
 
 type Act = dyn Fn(&mut Cx<'_, Actors>, &[u8]) + Send + Sync;
@@ -41,6 +42,8 @@ struct Actors {
     told: Sender<Told>,
     act: Arc<Act>,
     number: u32,
+    /// A timer of the factory's.
+    timer: Option<DelayedCall>,
 }
 
 struct Actor {
@@ -53,6 +56,13 @@ impl Factory for Actors {
 
     fn build_protocol(&mut self, _peer: &mut Peer<'_>) -> Option<Actor> {
         Some(Actor { told: self.told.clone(), act: Arc::clone(&self.act) })
+    }
+
+    fn start_factory(&mut self, cx: &mut FactoryCx<'_, Self>) -> io::Result<()> {
+        let tell =
+            |factory: &mut Self, _: &mut FactoryCx<'_, Self>| ignore(factory.told.send(Told::FactoryTimer));
+        self.timer = Some(cx.call_later(Duration::from_secs(3600), tell));
+        Ok(())
     }
 }
 
@@ -104,7 +114,7 @@ impl Running {
         let reactor =
             Reactor::builder().backend(Backend::Threads).signals(false).limits(limits).build().unwrap();
         let (tell, told) = channel();
-        let actors = Actors { told: tell, act: Arc::new(act), number: 0 };
+        let actors = Actors { told: tell, act: Arc::new(act), number: 0, timer: None };
         let port = reactor.listen_tcp(("127.0.0.1", 0), actors).unwrap();
         let address = (Ipv4Addr::LOCALHOST, port.get_host().port().unwrap()).into();
         let handle = reactor.handle();
@@ -184,6 +194,15 @@ fn threads() -> usize {
     names.filter(|name| name.starts_with("ringspun")).count()
 }
 
+/// Waits until the library has only so many threads left.
+fn wait_threads(left: usize) {
+    let deadline = Instant::now() + LIMIT;
+    while threads() > left {
+        assert!(Instant::now() < deadline, "{} threads", threads());
+        thread::yield_now();
+    }
+}
+
 /// Whether the write was accepted is not what these tests are about.
 fn ignore<T>(_: T) {}
 
@@ -238,10 +257,15 @@ fn a_long_callback_holds_up_nobody_but_its_own_connection() {
 #[test]
 fn what_is_asked_of_a_connection_in_a_long_callback_is_done_after_it() {
     let (open, door) = door();
+    let (said, heard) = channel();
+    let said = Mutex::new(said);
     let target: Arc<Mutex<Option<ConnId>>> = Arc::default();
     let to = Arc::clone(&target);
     let running = Running::start(move |cx, data| match data {
-        b"wait" => pass(&door),
+        b"wait" => {
+            said.lock().unwrap().send("inside").unwrap();
+            pass(&door);
+        }
         b"post" => {
             let id = to.lock().unwrap().unwrap();
             for word in [b"1", b"2", b"3"] {
@@ -255,12 +279,55 @@ fn what_is_asked_of_a_connection_in_a_long_callback_is_done_after_it() {
     let (mut waiting, id) = running.dial();
     *target.lock().unwrap() = Some(id);
     waiting.write_all(b"wait").unwrap();
+    assert_eq!(heard.recv_timeout(LIMIT), Ok("inside"));
     let (mut other, _) = running.dial();
     other.write_all(b"post").unwrap();
     assert_eq!(read_exactly(&mut other, 6), b"posted");
     running.call(|_| ());
     open.send(()).unwrap();
     assert_eq!(read_exactly(&mut waiting, 4), b"0123");
+}
+
+/// What any other port serves.
+struct Greeting;
+
+impl<F> Protocol<F> for Greeting {
+    fn connection_made(&mut self, cx: &mut Cx<'_, F>) {
+        cx.transport.write(b"welcome");
+    }
+
+    fn data_received(&mut self, _cx: &mut Cx<'_, F>, _data: &[u8]) {}
+}
+
+#[test]
+fn a_callback_that_keeps_the_factory_holds_up_only_what_needs_the_factory() {
+    let (open, door) = door();
+    let (said, heard) = channel();
+    let said = Mutex::new(said);
+    let running = Running::start(move |cx, _| {
+        let factory = &mut *cx.factory;
+        // Due from here on, where the factory cannot be had.
+        factory.timer.as_ref().unwrap().reset(Duration::ZERO).unwrap();
+        said.lock().unwrap().send("inside").unwrap();
+        pass(&door);
+        factory.number += 1;
+    });
+    let (mut keeping, _) = running.dial();
+    keeping.write_all(b"keep").unwrap();
+    assert_eq!(heard.recv_timeout(LIMIT), Ok("inside"));
+
+    let (fired, firing) = channel();
+    running.handle.call_later(Duration::ZERO, move |_| fired.send(()).unwrap());
+    firing.recv_timeout(LIMIT).expect("a timer of the reactor waits for the factory");
+    let port = running.handle.listen_tcp(("127.0.0.1", 0), Serve(|| Greeting)).unwrap();
+    let mut peer = TcpStream::connect((Ipv4Addr::LOCALHOST, port.get_host().port().unwrap())).unwrap();
+    peer.set_read_timeout(Some(LIMIT)).unwrap();
+    assert_eq!(read_exactly(&mut peer, 7), b"welcome");
+    running.call(|_| ());
+
+    assert!(running.told.try_recv().is_err(), "nobody else has the factory");
+    open.send(()).unwrap();
+    running.expect(Told::FactoryTimer);
 }
 
 #[test]
@@ -472,6 +539,71 @@ fn one_thread_a_connection_and_none_is_left_at_the_end() {
     let shutdown = |told: &Told| matches!(told, Told::Lost(_, reason) if reason == "Lost(Shutdown)");
     assert!(losses.iter().all(shutdown), "{losses:?}");
     assert_eq!(running.handle.stats().connections(), 0);
+}
+
+/// Connects a client factory, and says when it stops.
+struct Caller {
+    name: &'static str,
+    stopping: Box<dyn FnMut(&'static str) + Send>,
+}
+
+impl Factory for Caller {
+    type Protocol = Greeting;
+
+    fn build_protocol(&mut self, _peer: &mut Peer<'_>) -> Option<Greeting> {
+        Some(Greeting)
+    }
+
+    fn stop_factory(&mut self, _cx: &mut FactoryCx<'_, Self>) {
+        (self.stopping)(self.name);
+    }
+}
+
+impl ClientFactory for Caller {}
+
+/// The last thing that the main thread sees of a reactor is a connector that connects once more.
+#[test]
+fn f1_a_connector_that_connects_at_the_very_end_lets_its_factory_stop() {
+    let mut running = Running::start(|_, _| ());
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let (open, door) = door();
+    let (said, heard) = channel();
+    let mut calls = vec![];
+    let mut door = Some(door);
+    for name in ["first", "second"] {
+        let (said, door) = (said.clone(), door.take());
+        let stopping = Box::new(move |name| {
+            said.send(name).unwrap();
+            door.iter().for_each(pass);
+        });
+        let connector = running.handle.connect_tcp(listener.local_addr().unwrap(), Caller { name, stopping });
+        let mut peer = listener.accept().unwrap().0;
+        assert_eq!(read_exactly(&mut peer, 7), b"welcome");
+        calls.push((connector, peer));
+    }
+    let (go, wait) = channel::<()>();
+    let (held, holding) = channel();
+    running.handle.call_from_thread(move |_| {
+        held.send(()).unwrap();
+        wait.recv_timeout(LIMIT).unwrap();
+    });
+    holding.recv_timeout(LIMIT).unwrap();
+    // Nothing is done for them while the main thread is held: only their threads have ended.
+    let second = calls.pop().unwrap();
+    let first = calls.pop().unwrap();
+    drop(first);
+    wait_threads(2);
+    let (connector, peer) = second;
+    drop(peer);
+    wait_threads(1);
+    running.handle.stop().unwrap();
+    go.send(()).unwrap();
+    assert_eq!(heard.recv_timeout(LIMIT), Ok("first"));
+    connector.connect().unwrap();
+    open.send(()).unwrap();
+    running.thread.take().unwrap().join().unwrap();
+    assert_eq!(heard.try_recv(), Ok("second"), "it was told to stop");
+    assert_eq!(connector.state(), ConnectorState::Disconnected);
 }
 
 #[test]

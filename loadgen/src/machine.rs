@@ -1,6 +1,6 @@
 //! What the machine is and allows: recorded with every result, checked before a run.
 
-use std::{collections::BTreeMap, fs, process::Command};
+use std::{collections::BTreeMap, fs};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::Serialize;
@@ -22,7 +22,7 @@ pub(crate) struct Machine {
     limits: BTreeMap<String, String>,
 }
 
-/// The state of the source tree in the current folder.
+/// The source that this binary was built from.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Git {
     pub(crate) commit: String,
@@ -47,17 +47,11 @@ impl Machine {
 }
 
 impl Git {
+    /// What this binary was built from; None if that was no clone.
     pub(crate) fn describe() -> Option<Self> {
-        let commit = git(&["rev-parse", "--short=12", "HEAD"])?;
-        let changes = git(&["status", "--porcelain", "--untracked-files=no"])?;
-        Some(Self { commit, dirty: !changes.is_empty() })
+        let commit = option_env!("LOADGEN_COMMIT")?.into();
+        Some(Self { commit, dirty: option_env!("LOADGEN_DIRTY") != Some("false") })
     }
-}
-
-fn git(arguments: &[&str]) -> Option<String> {
-    let output = Command::new("git").args(arguments).output().ok()?;
-    let text = output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())?;
-    Some(text)
 }
 
 /// The kernel's release.

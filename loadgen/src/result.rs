@@ -147,11 +147,21 @@ impl Cell {
         self.error.is_none() && !self.spoiled
     }
 
+    pub(crate) fn has_starved(&self) -> bool {
+        self.counts.connections_starved > 0
+    }
+
+    /// A server that lets some connections wait serves the others the sooner, so its latency is not
+    /// that of a fair one.
+    fn fair_latency(&self) -> Option<&Latency> {
+        self.latency.as_ref().filter(|_| !self.has_starved())
+    }
+
     pub(crate) fn metric(&self, metric: Metric) -> Option<f64> {
         match metric {
             Metric::Rps => self.rps,
-            Metric::P50 => Some(self.latency.as_ref()?.p50_us),
-            Metric::P99 => Some(self.latency.as_ref()?.p99_us),
+            Metric::P50 => Some(self.fair_latency()?.p50_us),
+            Metric::P99 => Some(self.fair_latency()?.p99_us),
             Metric::ServerCpuPerRequest => self.costs.server_cpu_us_per_request,
             Metric::TotalCpuPerRequest => self.costs.total_cpu_us_per_request,
             Metric::SyscallsPerRequest => self.costs.syscalls_per_request,

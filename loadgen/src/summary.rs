@@ -32,7 +32,7 @@ impl Line {
         Self {
             row: row.into(),
             rps: median(&|cell| cell.rps),
-            latency: merged_latency(&cells),
+            latency: cells.iter().all(|cell| !cell.has_starved()).then(|| merged_latency(&cells)).flatten(),
             server_cpu: median(&|cell| cell.costs.server_cpu_us_per_request),
             total_cpu: median(&|cell| cell.costs.total_cpu_us_per_request),
             syscalls: median(&|cell| cell.costs.syscalls_per_request),
@@ -158,10 +158,11 @@ fn verified_sentence(settings: &Settings, cells: &[Cell]) -> String {
     let wrong: u64 = cells.iter().flat_map(|cell| &cell.errors).map(|failure| failure.count).sum();
     let how = match settings.verify {
         Verify::Full => "compared byte by byte with their requests",
-        Verify::Header => "compared with the headers of their requests",
-        Verify::Off => "counted only, as --verify off says",
+        Verify::Header => "their headers compared, not their payloads, as --verify header says",
+        Verify::Off => "counted, not compared, as --verify off says",
     };
     match wrong {
+        0 if settings.verify == Verify::Off => format!("{replies} replies, {how}; none missing."),
         0 => format!("{replies} replies, {how}; none wrong or missing."),
         wrong => format!("{replies} replies, {how}; failures: {}.", grouped(wrong)),
     }
@@ -205,7 +206,7 @@ fn starvation(cells: &[Cell]) -> Option<String> {
     let count = starved.clone().count();
     let worst = starved.max_by_key(|cell| cell.counts.connections_starved)?;
     Some(format!(
-        "starved connections in {count} of {} cells, {} of {} in the worst ({})",
+        "starved connections in {count} of {} cells, {} of {} in the worst ({}), so no latency of theirs is told",
         cells.len(),
         grouped(worst.counts.connections_starved as u64),
         grouped(worst.connections as u64),

@@ -419,7 +419,7 @@ impl Io {
         let (port, left) = self.accepting.take()?;
         let listener = self.ports.get(&port)?;
         self.counters.call(Syscall::Accept);
-        match listener.accept() {
+        match listener.accept().and_then(|socket| self.reserve.check(socket)) {
             Ok(socket) => {
                 self.accepting = left.checked_sub(1).map(|left| (port, left));
                 Some(Event::Accepted { port, socket: Socket::Fd(socket) })

@@ -53,7 +53,9 @@ impl Link for ThreadLink<'_> {
 
     /// What `fill` does is the user's business, so it runs before the lock is taken.
     fn fill(&mut self, id: ConnId, fill: &mut dyn FnMut(&mut Batch)) -> Write {
-        if !self.with(id, |connection| connection.lock().connection.takes_output()).unwrap_or(false) {
+        let mut takes = false;
+        self.visit(id, &mut |visited| takes = visited.connection.takes_output(visited.limits));
+        if !takes {
             return Write::Closed;
         }
         let mut filled = self.duty.pool.take();

@@ -2,13 +2,14 @@
 
 use std::{
     net::{SocketAddr, TcpListener, TcpStream},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use ringspun::{ConnectOptions, Connector, ConnectorState, Count};
 
 use crate::{
-    kit::{Event, Gate, Journal, Running, Script, Tally, ignore},
+    kit::{Event, Gate, Journal, Running, Script, Server, Tally, ignore},
     peers::{Bound, Peer},
     setups::{Setup, on_every_backend},
 };
@@ -18,6 +19,8 @@ on_every_backend!(
     k1_connect_in_a_wrong_state_is_an_error,
     k1_stop_connecting_fails_the_attempt,
     k1_disconnect_ends_whatever_is_under_way,
+    k1_while_its_protocol_is_built_a_connector_is_connected,
+    k1_disconnect_while_its_protocol_is_built_closes_the_connection,
     k2_connect_inside_the_loss_reconnects,
     k2_connect_inside_the_failure_tries_again,
     k3_the_protocol_hears_of_the_loss_before_its_factory,
@@ -137,6 +140,74 @@ fn k1_disconnect_ends_whatever_is_under_way(setup: &Setup) {
     journal.wait_for(Event::ClientLost("Done".to_owned()));
     assert_eq!(server.journal.wait_lost(0), "Done");
     assert_eq!(server.journal.bytes(0), b"all of this");
+}
+
+type Build = dyn Fn(&Connector) + Send + Sync;
+
+/// Asks a connector whose protocol is being built, from inside of `build_protocol` or, while that
+/// lasts, from elsewhere; the connector and the journal.
+fn connect_and_ask(server: &Server, inside: bool, ask: Arc<Build>) -> (Connector, Journal) {
+    let (building, go) = (Gate::default(), Gate::default());
+    let (tell, wait) = (building.clone(), go.clone());
+    let place: Arc<Mutex<Option<Connector>>> = Arc::default();
+    let (known, asked) = (Arc::clone(&place), Arc::clone(&ask));
+    let script = Script::new().on_build(move |_, _| {
+        tell.open();
+        wait.pass();
+        if inside {
+            asked(known.lock().unwrap().as_ref().unwrap());
+        }
+        true
+    });
+    let (connector, journal) = connect(&server.running, server.address(), script);
+    *place.lock().unwrap() = Some(connector.clone());
+    building.pass();
+    if !inside {
+        ask(&connector);
+    }
+    go.open();
+    (connector, journal)
+}
+
+fn k1_while_its_protocol_is_built_a_connector_is_connected(setup: &Setup) {
+    let server = Script::new().serve(setup.reactor());
+    for inside in [true, false] {
+        let answers: Arc<Mutex<Vec<String>>> = Arc::default();
+        let place = Arc::clone(&answers);
+        let ask = move |connector: &Connector| {
+            let state = connector.state();
+            let errors = [connector.stop_connecting(), connector.connect()].map(|answer| match answer {
+                Ok(()) => "done".to_owned(),
+                Err(error) => error.to_string(),
+            });
+            place.lock().unwrap().extend([format!("{state:?}")].into_iter().chain(errors));
+        };
+        let (connector, journal) = connect_and_ask(&server, inside, Arc::new(ask));
+        journal.wait_for(Event::Made(0));
+        let wanted = ["", "cannot stop connecting: the connector is ", "cannot connect: the connector is "];
+        assert_eq!(*answers.lock().unwrap(), wanted.map(|text| format!("{text}Connected")));
+        assert_eq!(connector.state(), ConnectorState::Connected);
+    }
+}
+
+fn k1_disconnect_while_its_protocol_is_built_closes_the_connection(setup: &Setup) {
+    let server = Script::new().serve(setup.reactor());
+    for (number, inside) in [true, false].into_iter().enumerate() {
+        let (connector, journal) = connect_and_ask(&server, inside, Arc::new(Connector::disconnect));
+        assert_eq!(server.journal.wait_lost(number), "Done", "the other end had a FIN");
+        journal.wait_for(Event::ClientLost("Done".to_owned()));
+        assert_eq!(connector.state(), ConnectorState::Disconnected);
+        let told = journal.all();
+        let wanted = [
+            Event::Started,
+            Event::Connecting,
+            Event::Built(0),
+            Event::Made(0),
+            Event::Lost(0, "Done".to_owned()),
+            Event::ClientLost("Done".to_owned()),
+        ];
+        assert_eq!(told[..wanted.len()], wanted);
+    }
 }
 
 fn k2_connect_inside_the_loss_reconnects(setup: &Setup) {

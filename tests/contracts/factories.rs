@@ -16,6 +16,7 @@ on_every_backend!(
     f1_a_factory_starts_before_its_first_port_and_stops_after_its_last,
     f1_a_connector_counts_among_the_users_of_a_factory,
     f1_a_factory_that_cannot_start_opens_no_port,
+    f1_a_factory_that_reconnects_at_the_reactors_stop_is_stopped,
     f2_a_timer_of_a_factory_gets_the_factory_back,
     f2_one_protocol_type_serves_on_both_ends,
     f2_a_wrapped_factory_keeps_its_timers_and_posts,
@@ -130,6 +131,28 @@ fn f1_a_factory_that_cannot_start_opens_no_port(setup: &Setup) {
     assert!(!journal.has(&Event::Stopped), "what did not start does not stop");
 }
 
+fn f1_a_factory_that_reconnects_at_the_reactors_stop_is_stopped(setup: &Setup) {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    for _ in 0..100 {
+        let mut running = Running::start(setup.reactor());
+        let journals = [(); 2].map(|()| {
+            let script = Script::new().on_client_lost(|_, connector, _| ignore(connector.connect()));
+            let journal = script.journal.clone();
+            running.reactor.connect_tcp(listener.local_addr().unwrap(), script);
+            journal
+        });
+        let _peers = journals.each_ref().map(|journal| {
+            journal.wait_for(Event::Made(0));
+            listener.accept().unwrap()
+        });
+        running.stop().unwrap();
+        for journal in journals {
+            assert_eq!(count(&journal, Event::Started), 1);
+            assert_eq!(count(&journal, Event::Stopped), 1, "{:?}", journal.all());
+        }
+    }
+}
+
 fn f2_a_timer_of_a_factory_gets_the_factory_back(setup: &Setup) {
     fn update(factory: &mut Script, cx: &mut FactoryCx<'_, Script>) {
         factory.counter += 1;
@@ -167,7 +190,7 @@ fn f2_a_timer_of_a_factory_gets_the_factory_back(setup: &Setup) {
     journal.wait_note("0 told 3");
     drop(port);
     // With connections to tell.
-    let late = Script::new().on_made(|cx, conn| {
+    let late = Script::echo().on_made(|cx, conn| {
         if conn.number == 1 {
             cx.factory.counter = 0;
             let line = shared(b"all of you\n");
@@ -177,7 +200,10 @@ fn f2_a_timer_of_a_factory_gets_the_factory_back(setup: &Setup) {
         }
     });
     let server = late.serve(setup.reactor());
-    for mut peer in [server.dial_made(0), server.dial_made(1)] {
+    let mut first = server.dial();
+    // From then on the second one sees it.
+    first.ask(b"made?", b"made?");
+    for mut peer in [first, server.dial()] {
         assert_eq!(peer.read_exactly(11), b"all of you\n");
     }
 }

@@ -505,6 +505,15 @@ impl Running {
         self.reactor.stats().count(count)
     }
 
+    /// Waits until so many have been counted.
+    pub(crate) fn wait_count(&self, count: Count, wanted: u64) {
+        let deadline = Instant::now() + LIMIT;
+        while self.count(count) < wanted {
+            assert!(Instant::now() < deadline, "{} of {wanted} are counted as {count}", self.count(count));
+            thread::yield_now();
+        }
+    }
+
     /// Runs this on the reactor's thread; its answer.
     pub(crate) fn call<R: Send + 'static>(&self, call: impl FnOnce(&Reactor) -> R + Send + 'static) -> R {
         let (tell, told) = mpsc::channel();

@@ -1,8 +1,8 @@
 //! The life of a connection: made once, lost once, told why, and nothing kept (C1-C4, C6, C11, C14, C16).
 
-use std::{net::SocketAddr, time::Duration};
+use std::{cell::Cell, collections::HashSet, iter, net::SocketAddr, time::Duration};
 
-use ringspun::{Address, Count, Limits, Write};
+use ringspun::{Address, ConnId, Count, FactoryCx, Limits, Transport, Write};
 
 use crate::{
     kit::{Drops, Event, Gate, Running, Script, Server, ignore, logged},
@@ -12,13 +12,18 @@ use crate::{
 
 on_every_backend!(
     c1_the_connection_is_made_once_before_any_data,
+    c1_what_is_told_to_all_comes_after_the_greeting,
+    c1_what_is_told_to_all_while_a_connection_is_made_comes_after_its_greeting,
+    c1_a_connection_that_is_made_is_among_its_factorys,
     c2_every_made_connection_is_lost_once,
     c2_a_connection_that_was_not_made_is_never_lost,
     c3_the_reason_says_what_ended_it,
     c4_no_data_after_the_end_was_asked_for,
     c4_no_held_data_after_lose_connection,
     c6_a_write_after_the_loss_does_nothing,
+    c6_a_write_in_vain_asks_for_no_bytes,
     c6_a_stale_id_reaches_no_later_connection,
+    c6_no_two_reactors_give_the_same_id,
     c11_a_failure_ends_its_connection_only,
     c11_a_panic_in_any_callback_ends_its_connection_only,
     c11_a_panic_in_build_protocol_refuses_its_connection_only,
@@ -55,6 +60,67 @@ fn c1_the_connection_is_made_once_before_any_data(setup: &Setup) {
         assert_eq!(*told.last().unwrap(), Event::Lost(number, "Done".to_owned()));
     }
     assert_eq!(server.count(Count::Made), 20);
+}
+
+fn c1_what_is_told_to_all_comes_after_the_greeting(setup: &Setup) {
+    fn tell_all(_: &mut Script, cx: &mut FactoryCx<'_, Script>) {
+        cx.connections.each(|mut transport| ignore(transport.write(b"all")));
+        cx.call_later(Duration::ZERO, tell_all);
+    }
+    let script = Script::new()
+        .on_start(|cx, _| drop(cx.call_later(Duration::ZERO, tell_all)))
+        .on_made(|cx, _| ignore(cx.transport.write(b"you")));
+    let server = script.serve(setup.reactor());
+    for number in 0..500 {
+        assert_eq!(server.dial().read_exactly(3), b"you", "connection {number}");
+    }
+}
+
+fn c1_what_is_told_to_all_while_a_connection_is_made_comes_after_its_greeting(setup: &Setup) {
+    let (inside, go) = (Gate::default(), Gate::default());
+    let (tell, wait) = (inside.clone(), go.clone());
+    let script = Script::new()
+        .on_made(move |cx, conn| {
+            if conn.number == 1 {
+                tell.open();
+                wait.pass();
+            }
+            let _ = cx.transport.write(b"you");
+        })
+        .on_data(|cx, conn, _| {
+            cx.connections().each(|mut transport| ignore(transport.write(b"all")));
+            conn.note("told all");
+        });
+    let server = script.serve(setup.reactor());
+    let mut telling = server.dial_made(0);
+    let mut late = server.dial();
+    inside.pass();
+    telling.write(b"!");
+    // On a loop nobody is told anything while a callback lasts.
+    if setup.is_threads() {
+        server.journal.wait_note("told all");
+    }
+    go.open();
+    assert_eq!(late.read_exactly(3), b"you");
+    assert_eq!(telling.read_exactly(6), b"youall");
+}
+
+fn c1_a_connection_that_is_made_is_among_its_factorys(setup: &Setup) {
+    let script = Script::echo().on_made(|cx, conn| {
+        let (own, mut among) = (cx.transport.id(), 0);
+        let mut connections = cx.connections();
+        connections.each(|transport| among += usize::from(transport.id() == own));
+        conn.note(format!("{} with {} more", among, connections.count() - 1));
+    });
+    let server = script.serve(setup.reactor());
+    let dial = |number| {
+        let mut peer = server.dial();
+        // An answer says that its connection_made is over: others see it from then on.
+        peer.ask(b"made?", b"made?");
+        assert!(server.journal.has(&Event::Note(format!("1 with {number} more"))), "{number}");
+        peer
+    };
+    let _peers: Vec<Peer> = (0..5).map(dial).collect();
 }
 
 /// Ways to end a connection: a name, the reason it gives, and how the peer brings it about.
@@ -259,6 +325,58 @@ fn c6_a_write_after_the_loss_does_nothing(setup: &Setup) {
         let losses = |event: &Event| matches!(event, Event::Lost(n, _) if *n == number);
         assert_eq!(server.journal.count(losses), 1);
     }
+}
+
+/// Writes where nothing is taken any more; whether it was asked for the bytes nevertheless.
+fn is_asked_in_vain(transport: &mut Transport<'_>) -> bool {
+    let asked = Cell::new(false);
+    let sequence = iter::once_with(|| {
+        asked.set(true);
+        b"late"
+    });
+    assert_eq!(transport.write_with(|_| asked.set(true)), Write::Closed);
+    assert_eq!(transport.write_sequence(sequence), Write::Closed);
+    asked.get()
+}
+
+fn c6_a_write_in_vain_asks_for_no_bytes(setup: &Setup) {
+    let script = Script::new()
+        .on_data(|cx, conn, data| {
+            match data[0] {
+                b'l' => cx.transport.lose_connection(),
+                b'w' => cx.transport.lose_write_connection(),
+                b'a' => cx.transport.abort_connection(),
+                _ => cx.transport.fail("on purpose"),
+            }
+            conn.note(format!("asked {}", is_asked_in_vain(&mut cx.transport)));
+        })
+        .on_lost(|cx, conn, _| conn.note(format!("asked {}", is_asked_in_vain(&mut cx.transport))));
+    let server = script.serve(setup.reactor());
+    for (number, word) in [b"l", b"w", b"a", b"f"].into_iter().enumerate() {
+        let mut peer = server.dial_made(number);
+        peer.write(word);
+        peer.read_to_end();
+        drop(peer);
+        server.journal.wait_lost(number);
+        assert!(!server.act_on(number, is_asked_in_vain), "by a stale id");
+    }
+    let spared = Event::Note("asked false".to_owned());
+    server.journal.wait("8 answers", |events| {
+        assert!(!events.contains(&Event::Note("asked true".to_owned())));
+        events.iter().filter(|event| **event == spared).count() == 8
+    });
+}
+
+fn c6_no_two_reactors_give_the_same_id(setup: &Setup) {
+    // One more than there are numbers for reactors, so that two of them have had the same.
+    let ids: HashSet<ConnId> = (0..257)
+        .map(|_| {
+            let server = Script::new().serve(setup.reactor());
+            let _peer = server.dial();
+            server.journal.id(0)
+        })
+        .collect();
+    assert_eq!(ids.len(), 257);
 }
 
 fn c6_a_stale_id_reaches_no_later_connection(setup: &Setup) {

@@ -20,6 +20,7 @@ on_every_backend!(
     l1_an_interface_that_is_none_is_an_error,
     l2_stop_listening_ends_accepting_and_nothing_else,
     l2_peers_that_wait_when_the_port_stops_are_turned_away,
+    l2_who_was_accepted_too_late_is_turned_away_and_counted,
     l2_the_same_address_can_be_listened_on_at_once,
     l2_a_port_is_told_of_its_end_once,
     l3_none_from_build_protocol_closes_that_connection,
@@ -122,6 +123,37 @@ fn l2_peers_that_wait_when_the_port_stops_are_turned_away(setup: &Setup) {
     }
     made.ask(b"alive?", b"alive?");
     assert_eq!(server.journal.count(|event| matches!(event, Event::Built(_))), built);
+}
+
+fn l2_who_was_accepted_too_late_is_turned_away_and_counted(setup: &Setup) {
+    const LATE: u64 = 5;
+    let (inside, go) = (Gate::default(), Gate::default());
+    let (tell, wait) = (inside.clone(), go.clone());
+    let script = Script::echo().on_build(move |_, _| {
+        tell.open();
+        wait.pass();
+        true
+    });
+    let server = script.serve(setup.reactor());
+    let mut made = server.dial();
+    inside.pass();
+    let late: Vec<Peer> = (0..LATE).map(|_| server.dial()).collect();
+    // On threads they are accepted and wait for the factory. On a loop they may be.
+    if setup.is_threads() {
+        server.running.wait_count(Count::Accepted, 1 + LATE);
+    }
+    server.port.stop_listening();
+    go.open();
+    for mut peer in late {
+        assert_eq!(peer.read_to_end().0, []);
+    }
+    made.ask(b"alive?", b"alive?");
+    assert_eq!(server.journal.count(|event| matches!(event, Event::Built(_))), 1);
+    let refused = server.count(Count::RefusedStopped);
+    assert_eq!(server.count(Count::Accepted), 1 + refused);
+    if setup.is_threads() {
+        assert_eq!(refused, LATE);
+    }
 }
 
 fn l2_the_same_address_can_be_listened_on_at_once(setup: &Setup) {

@@ -11,6 +11,7 @@ mod kit;
 mod life;
 mod listening;
 mod page;
+mod pausing;
 mod peers;
 mod reactor;
 mod setups;

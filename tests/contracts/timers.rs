@@ -5,10 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ringspun::{DelayedCall, DelayedCallError, Reactor};
+use ringspun::{DelayedCall, DelayedCallError, FactoryCx, Reactor};
 
 use crate::{
-    kit::{Drops, Event, Gate, Running, Script, Tally, ignore, logged},
+    kit::{Drops, Event, Gate, Journal, Running, Script, Tally, ignore, logged},
     setups::{Setup, on_every_backend},
 };
 
@@ -19,6 +19,9 @@ on_every_backend!(
     t1_zero_delays_without_end_do_not_starve_io,
     t1_cancel_reset_delay_and_active,
     t1_changing_a_dead_call_is_an_error_value,
+    t1_a_connections_call_that_comes_due_in_its_callback_can_be_changed_there,
+    t1_a_factorys_call_that_comes_due_in_a_callback_that_has_it_can_be_changed_there,
+    t1_a_call_can_cancel_another_that_is_due_with_it,
     t2_a_failing_call_is_logged_and_the_others_go_on,
     t2_a_million_calls_at_one_instant_do_not_starve_io,
     t2_a_bound_timer_dies_with_its_connection,
@@ -180,6 +183,112 @@ fn t1_changing_a_dead_call_is_an_error_value(setup: &Setup) {
     gate.pass();
     running.stop().unwrap();
     assert!(!left_over.active() && left_over.cancel().is_err());
+}
+
+/// Inside a callback: lets all that is due by now come due. On a loop nothing does before its end.
+fn let_come_due(reactor: &Reactor, threads: bool) {
+    if threads {
+        let gate = Gate::default();
+        let opened = gate.clone();
+        reactor.call_later(Duration::ZERO, move |_| opened.open());
+        gate.pass();
+    }
+}
+
+/// What a callback can do with a call that is due. The last two let it come.
+const CHANGES: [&str; 5] = ["cancel", "reset", "delay", "reset to now", "leave"];
+
+/// Does that, and says what came of it.
+fn change(call: &DelayedCall, change: &str) -> String {
+    let before = call.active();
+    let answer = match change {
+        "cancel" => call.cancel(),
+        "reset" => call.reset(HOUR),
+        "delay" => call.delay(HOUR),
+        "reset to now" => call.reset(Duration::ZERO),
+        _ => Ok(()),
+    };
+    format!("{change}: {before} {answer:?} {}", call.active())
+}
+
+/// Waits until those have been called that were to be, and sees to it that no other was.
+fn expect_changed(journal: &Journal) {
+    ["reset to now", "leave"].iter().for_each(|change| journal.wait_note(&format!("{change} was called")));
+    for change in CHANGES {
+        let active = change != "cancel";
+        assert!(journal.has(&Event::Note(format!("{change}: true Ok(()) {active}"))), "{:?}", journal.all());
+        let calls = journal.count(|event| *event == Event::Note(format!("{change} was called")));
+        assert_eq!(calls, usize::from(["reset to now", "leave"].contains(&change)), "{change}");
+    }
+}
+
+fn t1_a_connections_call_that_comes_due_in_its_callback_can_be_changed_there(setup: &Setup) {
+    let threads = setup.is_threads();
+    let script = Script::new().on_data(move |cx, conn, _| {
+        let calls = CHANGES.map(|change| {
+            cx.call_later(Duration::ZERO, move |recorder, _| {
+                recorder.conn.note(format!("{change} was called"))
+            })
+        });
+        let_come_due(cx.reactor, threads);
+        CHANGES.iter().zip(&calls).for_each(|(way, call)| conn.note(change(call, way)));
+    });
+    let server = script.serve(setup.reactor());
+    let mut peer = server.dial_made(0);
+    peer.write(b"x");
+    expect_changed(&server.journal);
+}
+
+fn t1_a_factorys_call_that_comes_due_in_a_callback_that_has_it_can_be_changed_there(setup: &Setup) {
+    let threads = setup.is_threads();
+    let calls: Arc<Mutex<Vec<DelayedCall>>> = Arc::default();
+    let scheduled = Arc::clone(&calls);
+    let script = Script::new()
+        .on_start(move |cx, _| {
+            let note = |change| {
+                move |factory: &mut Script, _: &mut FactoryCx<'_, _>| {
+                    factory.journal.note(format!("{change} was called"))
+                }
+            };
+            scheduled.lock().unwrap().extend(CHANGES.map(|change| cx.call_later(HOUR, note(change))));
+        })
+        .on_data(move |cx, conn, _| {
+            // From here on the factory is this callback's.
+            cx.factory.counter += 1;
+            let calls = calls.lock().unwrap();
+            calls.iter().for_each(|call| call.reset(Duration::ZERO).unwrap());
+            let_come_due(cx.reactor, threads);
+            CHANGES.iter().zip(&*calls).for_each(|(way, call)| conn.note(change(call, way)));
+        });
+    let server = script.serve(setup.reactor());
+    let mut peer = server.dial_made(0);
+    peer.write(b"x");
+    expect_changed(&server.journal);
+}
+
+fn t1_a_call_can_cancel_another_that_is_due_with_it(setup: &Setup) {
+    let threads = setup.is_threads();
+    let script = Script::new().on_data(move |cx, _, _| {
+        let other: Arc<Mutex<Option<DelayedCall>>> = Arc::default();
+        let place = Arc::clone(&other);
+        cx.call_later(Duration::ZERO, move |recorder, _| {
+            recorder.conn.note(change(other.lock().unwrap().as_ref().unwrap(), "cancel"));
+        });
+        let cancelled = cx.call_later(Duration::ZERO, |recorder, _| recorder.conn.note("cancel was called"));
+        *place.lock().unwrap() = Some(cancelled);
+        cx.call_later(Duration::ZERO, |recorder, _| recorder.conn.note("the third was called"));
+        let_come_due(cx.reactor, threads);
+    });
+    let server = script.serve(setup.reactor());
+    let mut peer = server.dial_made(0);
+    peer.write(b"x");
+    server.journal.wait_note("the third was called");
+    assert!(
+        server.journal.has(&Event::Note("cancel: true Ok(()) false".to_owned())),
+        "{:?}",
+        server.journal.all()
+    );
+    assert!(!server.journal.has(&Event::Note("cancel was called".to_owned())));
 }
 
 fn t2_a_failing_call_is_logged_and_the_others_go_on(setup: &Setup) {

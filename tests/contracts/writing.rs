@@ -14,6 +14,8 @@ on_every_backend!(
     c18_write_answers_accepted_full_or_closed,
     c18_each_crossing_of_the_marks_is_told_once,
     c18_the_hard_limit_counts_what_was_unsent_before,
+    c18_a_write_past_the_hard_limit_asks_for_no_bytes,
+    c18_a_protocol_that_writes_whenever_it_may_still_receives,
     p4_a_peer_that_never_reads_costs_no_more_than_the_limit,
 );
 
@@ -98,6 +100,35 @@ fn c18_the_hard_limit_counts_what_was_unsent_before(setup: &Setup) {
     peer.expect_reset();
     assert!(server.journal.has(&Event::Note("over".to_owned())));
     assert_eq!(server.count(Count::LostLimit), 1);
+}
+
+fn c18_a_write_past_the_hard_limit_asks_for_no_bytes(setup: &Setup) {
+    let limits = Limits { output_max: 1 << 20, ..Limits::default() };
+    let script = Script::new().on_made(|cx, conn| {
+        assert_eq!(cx.transport.write(&vec![0; 2 << 20]), Write::Full);
+        let mut asked = false;
+        assert_eq!(cx.transport.write_with(|_| asked = true), Write::Closed);
+        conn.note(format!("asked {asked}"));
+    });
+    let server = script.serve(setup.limited(limits));
+    let mut peer = server.dial();
+    assert_eq!(server.journal.wait_lost(0), "Limit(Output)");
+    peer.expect_reset();
+    assert!(server.journal.has(&Event::Note("asked false".to_owned())));
+}
+
+fn c18_a_protocol_that_writes_whenever_it_may_still_receives(setup: &Setup) {
+    // Of many sizes: with some of them the last send of a turn is one that fills the kernel's buffer.
+    let chunk = |number: usize| vec![0; 70_000 + number * 20_000];
+    let script = Script::new()
+        .on_made(move |cx, conn| ignore(cx.transport.write(&chunk(conn.number))))
+        .on_resume(move |cx, conn| ignore(cx.transport.write(&chunk(conn.number))));
+    let server = script.serve(setup.reactor());
+    for number in 0..10 {
+        let mut deaf = server.dial_made(number);
+        deaf.write(b"heard?");
+        assert_eq!(server.journal.wait_bytes(number, 6), b"heard?");
+    }
 }
 
 /// Writes a chunk whenever the loop comes round, for as long as it may.

@@ -1,19 +1,26 @@
 //! Few descriptors, many connections (C17, L4).
 
-use std::{fs, net::SocketAddr, thread, time::Duration};
+use std::{
+    fs,
+    net::SocketAddr,
+    thread,
+    time::{Duration, Instant},
+};
 
 use nix::sys::resource::{Resource, setrlimit};
-use ringspun::{Count, Stats};
+use ringspun::{Backend, Count, Limits, Reactor, Stats};
 
 use crate::{
     child::{Child, Role, hear_parent, in_child, role, tell_parent},
-    kit::{Event, Script, Server, logged},
+    kit::{Event, Script, Server, keep_log_records, logged},
     peers::{End, LIMIT, Peer},
+    raw,
     setups::{Setup, on_every_backend},
 };
 
 on_every_backend!(
     c17_more_connections_than_descriptors_one_after_another,
+    l4_others_who_take_descriptors_leave_nobody_without_an_answer,
     l4_out_of_descriptors_the_port_sheds_and_survives,
 );
 
@@ -86,6 +93,37 @@ fn l4_out_of_descriptors_the_port_sheds_and_survives(setup: &Setup) {
     match role(setup.test) {
         Role::Child => starve(setup),
         Role::Parent(child) => flood(child),
+    }
+}
+
+fn l4_others_who_take_descriptors_leave_nobody_without_an_answer(setup: &Setup) {
+    match role(setup.test) {
+        Role::Child => {
+            limit_descriptors(DESCRIPTORS);
+            // Takes whatever descriptor there is, that held back for shedding included.
+            thread::spawn(|| {
+                loop {
+                    drop(fs::File::open("/dev/null"));
+                }
+            });
+            let limits = Limits { accept_backoff: Duration::from_millis(1), ..Limits::default() };
+            let server = Script::echo().serve(setup.build(setup.builder().limits(limits)));
+            tell_parent(server.address());
+            hear_parent();
+        }
+        Role::Parent(mut child) => {
+            let address: SocketAddr = child.hear().parse().unwrap();
+            let mut peers: Vec<Peer> = (0..DESCRIPTORS).map(|_| Peer::dial(address)).collect();
+            peers.retain_mut(is_served);
+            for _ in 0..300 {
+                let mut peer = Peer::dial(address);
+                if is_served(&mut peer) {
+                    peers.push(peer);
+                }
+            }
+            child.tell("finish");
+            child.expect_success();
+        }
     }
 }
 
@@ -164,4 +202,36 @@ fn flood(mut child: Child) {
     child.tell("finish");
     child.expect_success();
     served.iter_mut().for_each(|peer| assert_ne!(peer.read_to_end(), (vec![0], End::Fin)));
+}
+
+// io_uring accepts without a system call, so that there is nothing for a filter to deny.
+#[test]
+fn l4_without_memory_accepting_rests_on_epoll() {
+    in_child("descriptors::l4_without_memory_accepting_rests_on_epoll", || rests(Backend::Epoll));
+}
+
+#[test]
+fn l4_without_memory_accepting_rests_on_threads() {
+    in_child("descriptors::l4_without_memory_accepting_rests_on_threads", || rests(Backend::Threads));
+}
+
+/// Nobody can be shed for want of memory: those who wait go on waiting, and the port does not spin.
+fn rests(backend: Backend) {
+    keep_log_records();
+    let server = Script::echo().serve(Reactor::builder().backend(backend).signals(false).build().unwrap());
+    let mut made = server.dial_made(0);
+    server.let_it_turn();
+    raw::deny(libc::SYS_accept4, libc::ENOBUFS);
+    let _waiting: Vec<Peer> = (0..3).map(|_| server.dial()).collect();
+    let until = Instant::now() + LIMIT;
+    while logged("could not accept a connection") == 0 {
+        assert!(Instant::now() < until, "nothing is logged");
+        server.let_it_turn();
+    }
+    let before = server.running.reactor.stats();
+    thread::sleep(Duration::from_millis(500));
+    let work = work(&server.running.reactor.stats()) - work(&before);
+    assert!((4..100).contains(&work), "{work} waits and system calls in half a second");
+    assert_eq!(logged("could not accept a connection"), 1, "it is logged once");
+    made.ask(b"alive?", b"alive?");
 }

@@ -1,4 +1,4 @@
-//! What the kernel may do to a process that serves: interrupt it, fork it, deny it io_uring (E9-E12).
+//! What the kernel may do to a process that serves: interrupt it, fork it, deny it io_uring or threads (E9-E12, L4).
 
 use std::{
     process::Command,
@@ -17,11 +17,11 @@ use nix::{
     },
     unistd::{Pid, gettid},
 };
-use ringspun::{Backend, Error, Reactor};
+use ringspun::{Backend, Count, Error, Reactor};
 
 use crate::{
     child::{Role, in_child, role_with},
-    kit::{Event, Script},
+    kit::{Event, Script, logged},
     peers::{Peer, assert_same, pattern},
     raw,
     setups::{Setup, on_every_backend},
@@ -32,6 +32,7 @@ on_every_backend!(
     e10_a_forked_child_that_leaves_takes_nothing_along,
     e10_a_forked_child_that_stays_is_not_in_the_way,
     e10_a_program_started_from_a_callback_inherits_nothing,
+    l4_out_of_threads_peers_are_turned_away_and_the_others_served,
 );
 
 fn e9_a_storm_of_signals_loses_nothing(setup: &Setup) {
@@ -155,6 +156,36 @@ fn e10_a_program_started_from_a_callback_inherits_nothing(setup: &Setup) {
         for kind in ["socket:", "io_uring", "eventpoll", "eventfd"] {
             assert!(!listing.contains(kind), "{kind} is inherited: {listing}");
         }
+    });
+}
+
+fn l4_out_of_threads_peers_are_turned_away_and_the_others_served(setup: &Setup) {
+    const PEERS: usize = 5;
+    in_child(setup.test, || {
+        let server = Script::echo().serve(setup.reactor());
+        let mut made = server.dial_made(0);
+        raw::deny_threads();
+        for _ in 0..PEERS {
+            let mut peer = server.dial();
+            // Only where each of them needs a thread.
+            match setup.is_threads() {
+                true => peer.expect_fin(),
+                false => peer.ask(b"me too?", b"me too?"),
+            }
+            made.ask(b"alive?", b"alive?");
+        }
+        let client = Script::new();
+        let journal = client.journal.clone();
+        server.running.reactor.connect_tcp(server.address(), client);
+        journal.wait_for(match setup.is_threads() {
+            true => Event::Failed("Errno(EAGAIN)".to_owned()),
+            false => Event::Made(0),
+        });
+        let (refused, said) = if setup.is_threads() { (PEERS, 1) } else { (0, 0) };
+        assert_eq!(server.count(Count::RefusedThreads), refused as u64);
+        assert_eq!(logged("could not accept a connection"), said, "it is logged once");
+        assert_eq!(logged("raise `ulimit -u`"), said, "with what to do about it");
+        made.ask(b"alive?", b"alive?");
     });
 }
 

@@ -66,11 +66,21 @@ pub(crate) fn fork_and_stay() -> Pid {
 
 /// Has the kernel answer this errno to io_uring_setup(2), for all threads of this process.
 pub(crate) fn deny_io_uring(errno: i32) {
+    deny(libc::SYS_io_uring_setup, errno);
+}
+
+/// Has no thread of this process start another one, as if there were too many.
+pub(crate) fn deny_threads() {
+    [libc::SYS_clone, libc::SYS_clone3].into_iter().for_each(|call| deny(call, libc::EAGAIN));
+}
+
+/// Has the kernel answer this errno to a system call, for all threads of this process.
+pub(crate) fn deny(call: libc::c_long, errno: i32) {
     let instruction = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
     let mut filter = [
-        // The number of the system call; if it is io_uring_setup's, the errno; else go on.
+        // The number of the system call; if it is this one's, the errno; else go on.
         instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
-        instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, libc::SYS_io_uring_setup as u32),
+        instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, call as u32),
         instruction(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | errno as u32),
         instruction(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
     ];

@@ -9,9 +9,6 @@ use std::{
 
 use io_uring::{Submitter, types::BufRingEntry};
 
-/// The only buffer group of a ring.
-pub(crate) const GROUP: u16 = 0;
-
 const PAGE_BYTES: usize = 4096;
 const BUFFERS_SMALL: u16 = 512;
 const BUFFERS_LARGE: u16 = 128;
@@ -60,6 +57,7 @@ impl Drop for Region {
 /// The buffers and the ring of entries through which they go back to the kernel.
 #[derive(Debug)]
 pub(crate) struct Buffers {
+    group: u16,
     entries: Region,
     data: Region,
     count: u16,
@@ -68,11 +66,18 @@ pub(crate) struct Buffers {
 }
 
 impl Buffers {
-    /// Buffers that suit messages of this size, all of them the kernel's once registered.
-    pub(crate) fn for_messages(size: usize) -> Self {
+    /// Buffers that suit messages of this size.
+    pub(crate) fn for_messages(group: u16, size: usize) -> Self {
         let buffer_bytes = size.next_power_of_two().clamp(BUFFER_BYTES_MIN, BUFFER_BYTES_MAX);
         let count = if buffer_bytes <= PAGE_BYTES { BUFFERS_SMALL } else { BUFFERS_LARGE };
+        Self::new(group, count, buffer_bytes)
+    }
+
+    /// A group of buffers, a power of two, all of them the kernel's once registered.
+    pub(crate) fn new(group: u16, count: u16, buffer_bytes: usize) -> Self {
+        assert!(count.is_power_of_two(), "the kernel wraps by a mask");
         let mut buffers = Self {
+            group,
             entries: Region::new(usize::from(count) * size_of::<BufRingEntry>()),
             data: Region::new(usize::from(count) * (buffer_bytes + STAGGER_BYTES)),
             count,
@@ -94,7 +99,7 @@ impl Buffers {
     pub(crate) unsafe fn register(&self, submitter: &Submitter<'_>) -> io::Result<()> {
         let address = self.entries.start.as_ptr() as u64;
         // SAFETY: `entries` is page-aligned, holds `count` entries, and lives as the caller promises.
-        unsafe { submitter.register_buf_ring_with_flags(address, self.count, GROUP, 0) }
+        unsafe { submitter.register_buf_ring_with_flags(address, self.count, self.group, 0) }
     }
 
     /// How many receives can find a buffer at once.

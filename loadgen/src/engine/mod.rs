@@ -4,7 +4,7 @@
 //! everything), warm-up, window (the only part that counts) and drain (every reply still owed must
 //! come). The first failure ends the run; what was counted until then is kept.
 
-mod buffers;
+pub(crate) mod buffers;
 mod connection;
 mod failure;
 mod ring;
@@ -71,6 +71,7 @@ pub(crate) struct Counted {
     pub(crate) alive: usize,
     /// Connections that got no reply within the window.
     pub(crate) starved: usize,
+    /// Of the requests that were under way at any time within the window.
     pub(crate) latency: Histogram<u64>,
     pub(crate) failures: Vec<Failure>,
     /// The first failure, or what else ended the run early.
@@ -274,12 +275,14 @@ impl Engine<'_> {
             Err(Errno::EINTR | Errno::EAGAIN) => self.ring.receive(slot),
             Ok(None) => self.closed(slot),
             Err(errno) => {
+                self.connected -= 1;
                 self.failures.broken("receive", slot, &self.connections[slot], self.load.size, errno);
             }
         }
     }
 
     fn closed(&mut self, slot: usize) {
+        self.connected -= 1;
         let connection = &self.connections[slot];
         match connection.verdict(self.ring.outgoing(slot)) {
             Some(finding) => self.failures.wrong(slot, connection.sequence, &finding),
@@ -316,6 +319,9 @@ impl Engine<'_> {
         if self.phase == Phase::Window {
             connection.served = true;
             self.counted.requests += 1;
+        }
+        // What was under way when the window closed belongs to it: these are the slowest of all.
+        if matches!(self.phase, Phase::Window | Phase::Drain) {
             self.counted.latency.saturating_record(sent_at.elapsed().as_nanos() as u64);
         }
         self.ask(slot);

@@ -21,9 +21,11 @@ use nix::{
     sys::socket::{self, Shutdown, SockaddrLike, SockaddrStorage},
 };
 
-use super::buffers::{Buffers, GROUP, Lease};
+use super::buffers::{Buffers, Lease};
 use crate::error::Error;
 
+/// The only buffer group of a ring.
+const GROUP: u16 = 0;
 const SUBMISSIONS: u32 = 4096;
 const COMPLETIONS_MIN: u32 = 4096;
 const COMPLETIONS_MAX: u32 = 65_536;
@@ -86,7 +88,7 @@ impl Ring {
     pub(crate) fn new(connections: usize, size: usize, target: SockaddrStorage) -> Result<Self, Error> {
         let uring = build(connections).map_err(|error| unavailable(&error))?;
         let shared = Shared {
-            buffers: Buffers::for_messages(size),
+            buffers: Buffers::for_messages(GROUP, size),
             slots: Vec::with_capacity(connections),
             target: Box::new(target),
         };

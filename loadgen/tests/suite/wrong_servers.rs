@@ -3,6 +3,8 @@
 use std::{
     io::{Read, Write},
     sync::{Barrier, Mutex},
+    thread,
+    time::Duration,
 };
 
 use crate::common::{Run, SIZE, answering, assert_valid, run, server};
@@ -71,6 +73,38 @@ fn weaker_verification_compares_less() {
     let header = flipping(5, 4);
     against("header-still", header, &["--verify", "header"]).assert_failed(5, &["corrupted at byte 4"]);
     assert_eq!(against("nothing", header, &["--verify", "off"]).code, Some(0));
+}
+
+#[test]
+fn what_was_not_compared_is_not_called_right() {
+    let zeros = answering(|_, _| Some(vec![0; SIZE]));
+    let run = against("zeros", zeros, &["--verify", "off"]);
+    assert_eq!(run.code, Some(0), "{run:#?}");
+    let verified = run.document()["summary"]["verified"].as_str().expect("a sentence");
+    assert!(verified.contains("not compared") && !verified.contains("wrong"), "{verified}");
+}
+
+#[test]
+fn a_request_that_outlasts_the_window_counts_in_its_latency() {
+    let late = Duration::from_millis(800);
+    let address = server(move |mut stream, number| {
+        let mut request = [0; SIZE];
+        while stream.read_exact(&mut request).is_ok() {
+            if number == 1 {
+                thread::sleep(late);
+            }
+            if stream.write_all(&request).is_err() {
+                return;
+            }
+        }
+    });
+    let run = against("starved", address, &[]);
+    assert_eq!(run.code, Some(0), "{run:#?}");
+    let cell = &run.document()["cells"][0];
+    assert_eq!(cell["counts"]["connections_starved"], 1);
+    assert!(cell["latency"]["max_us"].as_f64().expect("a figure") >= 0.99 * late.as_micros() as f64);
+    let valid = run.document()["summary"]["valid"].as_str().expect("a sentence");
+    assert!(valid.contains("starved connections") && valid.contains("no latency"), "{valid}");
 }
 
 #[test]

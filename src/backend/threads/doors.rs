@@ -75,7 +75,7 @@ impl Doors {
     pub(crate) fn accept(&self, port: PortKey, counters: &Branch) -> Option<Result<OwnedFd, Errno>> {
         let listener = self.listener(port)?;
         counters.call(Syscall::Accept);
-        match listener.accept_blocking() {
+        match listener.accept_blocking().and_then(|socket| self.reserve.check(socket)) {
             Err(errno) if errno.raw() == libc::EAGAIN => None,
             accepted => Some(accepted),
         }

@@ -70,13 +70,15 @@ impl Io {
                 if !armed && !ending {
                     self.arm_accept(port);
                 }
-                let socket = if self.direct {
-                    Socket::Direct(accepted)
-                } else {
-                    // SAFETY: accept has just made this descriptor, and nobody else knows it.
-                    Socket::Fd(unsafe { OwnedFd::from_raw_fd(accepted as i32) })
-                };
-                Some(Event::Accepted { port, socket })
+                if self.direct {
+                    return Some(Event::Accepted { port, socket: Socket::Direct(accepted) });
+                }
+                // SAFETY: accept has just made this descriptor, and nobody else knows it.
+                let socket = unsafe { OwnedFd::from_raw_fd(accepted as i32) };
+                Some(match self.reserve.check(socket) {
+                    Ok(socket) => Event::Accepted { port, socket: Socket::Fd(socket) },
+                    Err(errno) => Event::AcceptFailed { port, errno },
+                })
             }
             Err(_) if ending => None,
             Err(errno) => Some(Event::AcceptFailed { port, errno }),
