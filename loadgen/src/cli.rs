@@ -110,7 +110,7 @@ struct LoadArgs {
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
     /// How long a connection or a reply may take before it is an error
-    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = units::duration)]
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = units::duration)]
     timeout: Duration,
     /// CPUs of server and client, as `0,1`; `off`; or `auto`: the first two allowed, if there are two
     #[arg(long, value_name = "CPUS", default_value = "auto")]
