@@ -44,7 +44,7 @@ pub(crate) fn run(
     let row = &settings.rows[place.row];
     let mut cell = Cell::new(row.to_string(), place, settings.size);
     let outcome = match row {
-        Row::Backend(spec) => Server::start(*spec, cpus.server)
+        Row::Backend(_) | Row::Hired(_) => Server::start(row, cpus.server)
             .and_then(|server| measure_child(settings, place, server, interrupt, &mut cell)),
         Row::Remote(remote) => resolve(remote, settings.timeout)
             .and_then(|target| measure_remote(settings, place, target, interrupt, &mut cell)),
@@ -64,7 +64,10 @@ fn measure_child(
 ) -> Result<(), Error> {
     cell.server = Some(server.identity.clone());
     let target = SocketAddr::from(([127, 0, 0, 1], server.port));
-    let clock = CpuClock::of(server.pid());
+    let clock = match settings.rows[place.row] {
+        Row::Hired(_) => Some(CpuClock::of_family(server.identity.pid)),
+        _ => CpuClock::of(server.pid()),
+    };
     let mut meter = Meter::new(interrupt, clock, Some(&mut server));
     let counted = engine::run(&load(settings, place, target), &mut meter)?;
     let (opened, closed) = (meter.opened, meter.closed);
@@ -292,11 +295,15 @@ fn server_checks(cell: &Cell, last: Option<&ServerStats>) -> Vec<Check> {
             "it gave no last account of itself".into(),
         )];
     };
-    let (accepted, made) = (last.count("accepted").unwrap_or(0), cell.counts.connections_asked as u64);
-    let received = last.count("bytes_received").unwrap_or(0);
+    let stopped = Check::required("server_stopped_cleanly", true, "it gave its last account".into());
+    // Another program counts nothing for loadgen.
+    let (Some(accepted), Some(received)) = (last.count("accepted"), last.count("bytes_received")) else {
+        return vec![stopped];
+    };
+    let made = cell.counts.connections_asked as u64;
     let sent = cell.counts.requests_all_phases * cell.size as u64;
     vec![
-        Check::required("server_stopped_cleanly", true, "it gave its last account".into()),
+        stopped,
         Check::required(
             "server_accepted_all",
             accepted == made,

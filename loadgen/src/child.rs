@@ -14,12 +14,12 @@ use nix::sys::signal::Signal;
 use crate::{
     control::{self, Command, Identity, Mark, Report, ServerStats},
     error::Error,
-    spec::{Kind, Spec},
+    spec::{Kind, Row, Spec},
 };
 
 /// This program's own file, also when another one has taken its name meanwhile.
 const OWN_PROGRAM: &str = "/proc/self/exe";
-const START: Duration = Duration::from_secs(10);
+const START: Duration = Duration::from_secs(40);
 const ANSWER: Duration = Duration::from_secs(5);
 /// How long after a failed exchange the child's death is given to show.
 const DEATH: Duration = Duration::from_millis(300);
@@ -29,16 +29,22 @@ const DEATH: Duration = Duration::from_millis(300);
 pub(crate) struct Server {
     child: Child,
     commands: Option<ChildStdin>,
+    /// Whether the child only stands before another program.
+    hired: bool,
     reports: Receiver<Report>,
     pub(crate) identity: Identity,
     pub(crate) port: u16,
 }
 
 impl Server {
-    /// Starts a server on this backend and waits until it listens.
-    pub(crate) fn start(spec: Spec, cpu: Option<usize>) -> Result<Self, Error> {
+    /// Starts the server of this row and waits until it listens.
+    pub(crate) fn start(row: &Row, cpu: Option<usize>) -> Result<Self, Error> {
         let mut process = Process::new(OWN_PROGRAM);
-        process.arg0("loadgen").args(["serve", "--control", "--port", "0", "--backend", &spec.to_string()]);
+        process.arg0("loadgen").args(["serve", "--control", "--port", "0"]);
+        match row {
+            Row::Hired(hired) => process.args(["--command", &hired.to_string()]),
+            row => process.args(["--backend", &row.to_string()]),
+        };
         if let Some(cpu) = cpu {
             process.args(["--cpu", &cpu.to_string()]);
         }
@@ -46,7 +52,7 @@ impl Server {
         process.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = process.spawn().map_err(|error| {
             Error::machine(format!(
-                "cannot start the {spec} server child: {error}; is the process limit reached?"
+                "cannot start the {row} server child: {error}; is the process limit reached?"
             ))
         })?;
         let commands = child.stdin.take();
@@ -58,9 +64,12 @@ impl Server {
             why: String::new(),
             pid: 0,
         };
-        let mut server = Self { child, commands, reports, identity: unknown, port: 0 };
-        server.await_ready(spec)?;
-        check_identity(spec, server.pid(), &server.identity)?;
+        let hired = matches!(row, Row::Hired(_));
+        let mut server = Self { child, commands, hired, reports, identity: unknown, port: 0 };
+        server.await_ready(row)?;
+        if let Row::Backend(spec) = row {
+            check_identity(*spec, server.pid(), &server.identity)?;
+        }
         Ok(server)
     }
 
@@ -118,7 +127,7 @@ impl Server {
         }
     }
 
-    fn await_ready(&mut self, spec: Spec) -> Result<(), Error> {
+    fn await_ready(&mut self, row: &Row) -> Result<(), Error> {
         match self.reports.recv_timeout(START) {
             Ok(Report::Ready { identity, port }) => {
                 (self.identity, self.port) = (identity, port);
@@ -126,12 +135,12 @@ impl Server {
             }
             Ok(Report::Failed { message }) => Err(Error::machine(message)),
             Ok(Report::Stats { .. }) => {
-                Err(Error::internal(format!("the {spec} server child spoke out of turn")))
+                Err(Error::internal(format!("the {row} server child spoke out of turn")))
             }
             Err(_) => {
                 let how = self.death().unwrap_or_else(|| "says nothing".into());
                 Err(Error::internal(format!(
-                    "the {spec} server child (pid {}) {how} before it listened",
+                    "the {row} server child (pid {}) {how} before it listened",
                     self.pid()
                 )))
             }
@@ -154,6 +163,11 @@ fn check_identity(spec: Spec, pid: u32, told: &Identity) -> Result<(), Error> {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        // The end of its input has the child end another program first, if it has started one.
+        drop(self.commands.take());
+        if self.hired {
+            self.wait_for_end(ANSWER);
+        }
         // Both fail only if the child has been waited for.
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -9,7 +9,7 @@ use crate::{
     message::{HEADER_BYTES, MESSAGE_BYTES_MAX, Verify},
     pinning::Pinning,
     plan::Order,
-    spec::{Kind, Remote, Row, Spec},
+    spec::{Hired, Kind, Remote, Row, Spec},
     units, verdict,
 };
 
@@ -57,9 +57,15 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 #[command(after_long_help = EXIT_CODES, args_override_self = true)]
 pub(crate) struct CompareArgs {
-    /// Rows to compare; io_uring takes variants: io_uring:direct, :no-multishot, :latency
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "io_uring,epoll,threads")]
+    /// Rows to compare: io_uring (with variants :direct, :no-multishot, :latency), epoll, threads, and
+    /// their opponents without the library, raw-uring (with :direct), raw-epoll, raw-threads [default:
+    /// io_uring,epoll,threads, without --server]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
     backend: Vec<Spec>,
+    /// Another program as a row, after those of --backend: 'name=command {port}', which must echo every
+    /// byte; may be repeated
+    #[arg(long, value_name = "NAME=COMMAND")]
+    server: Vec<Hired>,
     /// About a minute in all: 6 rounds of 1 s after 200 ms of warm-up, unless said otherwise
     #[arg(long)]
     quick: bool,
@@ -71,7 +77,7 @@ pub(crate) struct CompareArgs {
     order: Order,
     /// Row that the others are compared with [default: epoll if it is a row, else the last row]
     #[arg(long, value_name = "ROW")]
-    baseline: Option<Spec>,
+    baseline: Option<String>,
     /// Smallest effect that counts as a difference
     #[arg(long, value_name = "EFFECT", default_value = "2%", value_parser = units::effect)]
     min_effect: f64,
@@ -83,11 +89,14 @@ pub(crate) struct CompareArgs {
 #[command(after_long_help = EXIT_CODES, args_override_self = true)]
 pub(crate) struct RunArgs {
     /// Server to measure, as tcp://host:port; it must echo every byte
-    #[arg(value_name = "TARGET", required_unless_present = "backend", conflicts_with = "backend")]
+    #[arg(value_name = "TARGET", required_unless_present_any = ["backend", "server"], conflicts_with_all = ["backend", "server"])]
     target: Option<Remote>,
     /// Backend to measure instead, in a fresh server child
-    #[arg(long, value_name = "BACKEND")]
+    #[arg(long, value_name = "BACKEND", conflicts_with = "server")]
     backend: Option<Spec>,
+    /// Another program to measure instead, in a fresh process: 'name=command {port}'
+    #[arg(long, value_name = "NAME=COMMAND")]
+    server: Option<Hired>,
     #[command(flatten)]
     load: LoadArgs,
 }
@@ -140,7 +149,7 @@ pub(crate) enum Format {
 
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
-    /// Backend; io_uring takes variants: io_uring:direct, :no-multishot, :latency
+    /// Backend, as for compare; or auto
     #[arg(long, value_name = "BACKEND", default_value = "auto")]
     pub(crate) backend: Spec,
     /// Address to listen on
@@ -155,6 +164,9 @@ pub(crate) struct ServeArgs {
     /// Take commands on standard input, report on standard output and end with the parent
     #[arg(long, hide = true)]
     pub(crate) control: bool,
+    /// Serve by another program
+    #[arg(long, hide = true, requires = "control")]
+    pub(crate) command: Option<Hired>,
 }
 
 /// Everything that is fixed before a measurement begins.
@@ -191,18 +203,17 @@ impl CompareArgs {
     }
 
     pub(crate) fn settings(self) -> Result<Settings, Error> {
-        if self.backend.len() < 2 {
+        let rows = rows(self.backend, self.server);
+        if rows.len() < 2 {
             return Err(Error::usage(
-                "compare needs at least two rows in --backend; use `loadgen run` for one",
+                "compare needs at least two rows of --backend and --server; use `loadgen run` for one",
             ));
         }
-        if let Some(twice) =
-            self.backend.iter().enumerate().find(|(at, spec)| self.backend[..*at].contains(spec))
-        {
-            return Err(Error::usage(format!("--backend names {} twice; name each row once", twice.1)));
+        let names: Vec<String> = rows.iter().map(ToString::to_string).collect();
+        if let Some((_, twice)) = names.iter().enumerate().find(|(at, name)| names[..*at].contains(name)) {
+            return Err(Error::usage(format!("{twice} is named twice; name each row once")));
         }
-        let baseline = baseline(&self.backend, self.baseline)?;
-        let rows = self.backend.into_iter().map(Row::Backend).collect();
+        let baseline = baseline(&names, self.baseline.as_deref())?;
         let rounds = self.rounds.unwrap_or(if self.quick { crate::stats::ROUNDS_MIN } else { 12 });
         let mut settings = self.load.settings("compare", rows, self.quick)?;
         (settings.baseline, settings.rounds, settings.order) = (baseline, rounds, self.order);
@@ -211,21 +222,31 @@ impl CompareArgs {
     }
 }
 
-fn baseline(rows: &[Spec], asked: Option<Spec>) -> Result<usize, Error> {
-    let position = |wanted: Spec| rows.iter().position(|row| *row == wanted);
+fn rows(backends: Vec<Spec>, servers: Vec<Hired>) -> Vec<Row> {
+    let backends = match (backends.as_slice(), servers.as_slice()) {
+        ([], []) => [Kind::IoUring, Kind::Epoll, Kind::Threads].map(Spec::plain).to_vec(),
+        _ => backends,
+    };
+    backends.into_iter().map(Row::Backend).chain(servers.into_iter().map(Row::Hired)).collect()
+}
+
+fn baseline(rows: &[String], asked: Option<&str>) -> Result<usize, Error> {
+    let position = |wanted: &str| rows.iter().position(|row| row == wanted);
     match asked {
-        Some(spec) => position(spec)
-            .ok_or_else(|| Error::usage(format!("--baseline {spec} is no row; add it to --backend"))),
-        None => Ok(position(Spec::plain(Kind::Epoll)).unwrap_or(rows.len() - 1)),
+        Some(name) => position(name).ok_or_else(|| {
+            Error::usage(format!("--baseline {name} is no row; there are {}", rows.join(", ")))
+        }),
+        None => Ok(position(Kind::Epoll.name()).unwrap_or(rows.len() - 1)),
     }
 }
 
 impl RunArgs {
     pub(crate) fn settings(self) -> Result<Settings, Error> {
-        let row = match (self.target, self.backend) {
-            (Some(remote), _) => Row::Remote(remote),
-            (None, Some(spec)) => Row::Backend(spec),
-            (None, None) => return Err(Error::usage("run needs a target: tcp://host:port, or --backend")),
+        let row = match (self.target, self.backend, self.server) {
+            (Some(remote), ..) => Row::Remote(remote),
+            (_, Some(spec), _) => Row::Backend(spec),
+            (.., Some(hired)) => Row::Hired(hired),
+            _ => return Err(Error::usage("run needs a target: tcp://host:port, --backend or --server")),
         };
         self.load.settings("run", vec![row], false)
     }

@@ -4,6 +4,8 @@ use std::{collections::BTreeMap, io};
 
 use serde::{Deserialize, Serialize};
 
+use crate::measure;
+
 /// When a server's counters were read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -63,6 +65,13 @@ pub(crate) struct ServerStats {
 }
 
 impl ServerStats {
+    /// What a server has counted, with what the kernel has counted for its process.
+    pub(crate) fn of(syscalls: BTreeMap<String, u64>, counts: BTreeMap<String, u64>) -> Self {
+        let (voluntary_switches, involuntary_switches) = measure::context_switches().unwrap_or_default();
+        let peak_memory_bytes = measure::peak_memory_bytes();
+        Self { syscalls, counts, voluntary_switches, involuntary_switches, peak_memory_bytes }
+    }
+
     /// What was counted under this name of the library.
     pub(crate) fn count(&self, name: &str) -> Option<u64> {
         self.counts.get(name).copied()

@@ -14,6 +14,7 @@ mod message;
 mod output;
 mod pinning;
 mod plan;
+mod raw;
 mod report;
 mod result;
 mod serve;

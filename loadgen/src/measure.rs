@@ -11,22 +11,59 @@ use nix::{
     unistd::Pid,
 };
 
-/// The CPU clock of a process; it keeps the time of threads that have ended.
+/// The CPU clock of a process, or of a process and all that it has started and that still lives. It
+/// keeps the time of threads that have ended.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct CpuClock(ClockId);
+pub(crate) enum CpuClock {
+    Process(ClockId),
+    Family(u32),
+}
 
 impl CpuClock {
     pub(crate) fn own() -> Self {
-        Self(ClockId::CLOCK_PROCESS_CPUTIME_ID)
+        Self::Process(ClockId::CLOCK_PROCESS_CPUTIME_ID)
     }
 
     pub(crate) fn of(pid: u32) -> Option<Self> {
-        clock_getcpuclockid(Pid::from_raw(pid as i32)).ok().map(Self)
+        clock_getcpuclockid(Pid::from_raw(pid as i32)).ok().map(Self::Process)
+    }
+
+    pub(crate) fn of_family(pid: u32) -> Self {
+        Self::Family(pid)
     }
 
     pub(crate) fn read(self) -> Option<Duration> {
-        clock_gettime(self.0).ok().map(|time: TimeSpec| time.into())
+        match self {
+            Self::Process(clock) => clock_gettime(clock).ok().map(|time: TimeSpec| time.into()),
+            Self::Family(pid) => family(pid).into_iter().map(|pid| Self::of(pid)?.read()).sum(),
+        }
     }
+}
+
+/// A process and all that descend from it.
+pub(crate) fn family(pid: u32) -> Vec<u32> {
+    let parents = parents();
+    let mut family = vec![pid];
+    let mut next = 0;
+    while let Some(parent) = family.get(next).copied() {
+        family.extend(parents.iter().filter(|(_, of)| *of == parent).map(|(child, _)| *child));
+        next += 1;
+    }
+    family
+}
+
+/// Every process of this machine with its parent.
+fn parents() -> Vec<(u32, u32)> {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes
+        .filter_map(|entry| {
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            // The name in the middle may hold anything, but ends with the last parenthesis.
+            let (_, rest) = stat.rsplit_once(") ")?;
+            Some((pid, rest.split(' ').nth(1)?.parse().ok()?))
+        })
+        .collect()
 }
 
 /// Context switches of this process so far: voluntary and involuntary.
@@ -38,7 +75,11 @@ pub(crate) fn context_switches() -> Option<(u64, u64)> {
 /// The most memory that this process has had resident. The maximum that getrusage gives would
 /// include the parent's at the moment of the fork.
 pub(crate) fn peak_memory_bytes() -> Option<u64> {
-    parse_peak(&fs::read_to_string("/proc/self/status").ok()?)
+    peak_memory_of(std::process::id())
+}
+
+pub(crate) fn peak_memory_of(pid: u32) -> Option<u64> {
+    parse_peak(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?)
 }
 
 fn parse_peak(status: &str) -> Option<u64> {

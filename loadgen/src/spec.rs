@@ -2,17 +2,28 @@
 
 use std::{fmt, str::FromStr};
 
-/// A backend of the library.
+/// A backend of the library, or an opponent of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Auto,
     IoUring,
     Epoll,
     Threads,
+    RawUring,
+    RawEpoll,
+    RawThreads,
 }
 
 impl Kind {
-    const ALL: [Self; 4] = [Self::Auto, Self::IoUring, Self::Epoll, Self::Threads];
+    const ALL: [Self; 7] = [
+        Self::Auto,
+        Self::IoUring,
+        Self::Epoll,
+        Self::Threads,
+        Self::RawUring,
+        Self::RawEpoll,
+        Self::RawThreads,
+    ];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -20,6 +31,23 @@ impl Kind {
             Self::IoUring => "io_uring",
             Self::Epoll => "epoll",
             Self::Threads => "threads",
+            Self::RawUring => "raw-uring",
+            Self::RawEpoll => "raw-epoll",
+            Self::RawThreads => "raw-threads",
+        }
+    }
+
+    /// Whether it is written by hand, without the library.
+    pub(crate) fn is_raw(self) -> bool {
+        matches!(self, Self::RawUring | Self::RawEpoll | Self::RawThreads)
+    }
+
+    /// The variants that it has.
+    fn variants(self) -> &'static [&'static str] {
+        match self {
+            Self::IoUring => &["direct", "no-multishot", "latency"],
+            Self::RawUring => &["direct"],
+            _ => &[],
         }
     }
 }
@@ -52,25 +80,27 @@ impl FromStr for Spec {
         let name = words.next().unwrap_or_default();
         let kind = Kind::ALL.into_iter().find(|kind| kind.name() == name);
         let Some(kind) = kind else {
-            return Err(format!("'{name}' is no backend; there are io_uring, epoll, threads and auto"));
+            let names = Kind::ALL.map(Kind::name).join(", ");
+            return Err(format!("'{name}' is no backend; there are {names}"));
         };
         let mut spec = Self::plain(kind);
         for word in words {
-            if kind != Kind::IoUring {
-                return Err(format!("{name} has no variants; '{word}' is one of io_uring"));
-            }
             match word {
+                _ if !kind.variants().contains(&word) => return Err(no_variant(kind, word)),
                 "direct" => spec.direct = true,
                 "no-multishot" => spec.multishot = false,
-                "latency" => spec.latency = true,
-                _ => {
-                    return Err(format!(
-                        "'{word}' is no variant of io_uring; there are direct, no-multishot and latency"
-                    ));
-                }
+                _ => spec.latency = true,
             }
         }
         Ok(spec)
+    }
+}
+
+fn no_variant(kind: Kind, word: &str) -> String {
+    let name = kind.name();
+    match kind.variants() {
+        [] => format!("'{word}' is no variant of {name}, which has none"),
+        variants => format!("'{word}' is no variant of {name}; there are {}", variants.join(", ")),
     }
 }
 
@@ -110,11 +140,53 @@ impl fmt::Display for Remote {
     }
 }
 
+/// Any other program as a server, as `name=command {port}` spells it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Hired {
+    pub(crate) name: String,
+    /// A line for the shell.
+    pub(crate) command: String,
+}
+
+/// Rows are aligned for names of this length.
+const NAME_MAX: usize = 20;
+
+impl FromStr for Hired {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, command) = text
+            .split_once('=')
+            .ok_or_else(|| format!("'{text}' is no server; write it as 'name=command {{port}}'"))?;
+        let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        if name.is_empty() || name.len() > NAME_MAX || !name.chars().all(plain) {
+            return Err(format!(
+                "'{name}' is no name for a row; take at most {NAME_MAX} letters, digits, . _ -"
+            ));
+        }
+        if name.parse::<Spec>().is_ok() {
+            return Err(format!("'{name}' is a backend; give the server another name"));
+        }
+        if !command.contains("{port}") {
+            return Err(format!("'{command}' names no {{port}}; write it where the port belongs"));
+        }
+        Ok(Self { name: name.into(), command: command.into() })
+    }
+}
+
+impl fmt::Display for Hired {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.name, self.command)
+    }
+}
+
 /// What is measured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Row {
     /// A fresh server child on this backend.
     Backend(Spec),
+    /// A fresh process of another program.
+    Hired(Hired),
     /// A server that somebody else runs.
     Remote(Remote),
 }
@@ -123,6 +195,7 @@ impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Backend(spec) => spec.fmt(f),
+            Self::Hired(hired) => f.write_str(&hired.name),
             Self::Remote(remote) => remote.fmt(f),
         }
     }
@@ -141,6 +214,9 @@ mod tests {
             "auto",
             "io_uring:direct",
             "io_uring:direct:no-multishot:latency",
+            "raw-uring:direct",
+            "raw-epoll",
+            "raw-threads",
         ] {
             assert_eq!(text.parse::<Spec>().expect(text).to_string(), text);
         }
@@ -148,9 +224,25 @@ mod tests {
 
     #[test]
     fn wrong_specs_say_what_there_is() {
-        assert!("uring".parse::<Spec>().unwrap_err().contains("io_uring, epoll, threads"));
-        assert!("epoll:direct".parse::<Spec>().unwrap_err().contains("no variants"));
+        assert!("uring".parse::<Spec>().unwrap_err().contains("io_uring, epoll, threads, raw-uring"));
+        assert!("epoll:direct".parse::<Spec>().unwrap_err().contains("has none"));
+        assert!("raw-uring:latency".parse::<Spec>().unwrap_err().contains("there are direct"));
         assert!("io_uring:fast".parse::<Spec>().unwrap_err().contains("no-multishot"));
+    }
+
+    #[test]
+    fn servers_need_a_name_and_a_place_for_the_port() {
+        let hired: Hired = "nginx-1.2=nginx -c x=y -p {port}".parse().expect("valid");
+        assert_eq!((&*hired.name, &*hired.command), ("nginx-1.2", "nginx -c x=y -p {port}"));
+        for (text, word) in [
+            ("nginx {port}", "name=command"),
+            ("=nginx {port}", "no name"),
+            ("a b=nginx {port}", "no name"),
+            ("epoll=nginx {port}", "is a backend"),
+            ("nginx=nginx -p 80", "names no {port}"),
+        ] {
+            assert!(text.parse::<Hired>().unwrap_err().contains(word), "{text}");
+        }
     }
 
     #[test]

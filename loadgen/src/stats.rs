@@ -183,6 +183,79 @@ mod tests {
         }
     }
 
+    /// Noise of a machine, always the same: normal, and with the tails of a Laplace distribution.
+    struct Noise(u64);
+
+    impl Noise {
+        fn uniform(&mut self) -> f64 {
+            // SplitMix64, Steele, Lea and Flood 2014.
+            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut mixed = self.0;
+            mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            ((mixed ^ (mixed >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+        }
+
+        fn normal(&mut self) -> f64 {
+            let radius = (-2.0 * (1.0 - self.uniform()).ln()).sqrt();
+            radius * (std::f64::consts::TAU * self.uniform()).cos()
+        }
+
+        fn laplace(&mut self) -> f64 {
+            let centred = self.uniform() - 0.5;
+            -centred.signum() * (1.0 - 2.0 * centred.abs()).ln()
+        }
+    }
+
+    /// How many of 10,000 experiments over so many rounds end like this, when each round is off by
+    /// a tenth or so and the truth is this ratio.
+    fn experiments(
+        rounds: usize,
+        truth: f64,
+        mut noise: impl FnMut() -> f64,
+        wanted: impl Fn(&Estimate) -> bool,
+    ) -> usize {
+        (0..10_000)
+            .filter(|_| {
+                let ratios: Vec<f64> = (0..rounds).map(|_| truth * (0.1 * noise()).exp()).collect();
+                wanted(&estimate(&ratios).expect("valid ratios"))
+            })
+            .count()
+    }
+
+    // What is expected follows from the exact distribution: the test rejects at T <= 0 of 6 rounds
+    // (2 / 64 = 0.03125) and at T <= 13 of 12 rounds (0.04248). Three standard deviations of 10,000
+    // experiments are 0.0061 at most.
+    #[test]
+    fn errors_and_coverage_are_those_of_the_exact_distribution_in_10_000_experiments() {
+        let covers = |truth: f64| {
+            move |estimate: &Estimate| {
+                estimate.interval.is_some_and(|(low, high)| low <= truth && truth <= high)
+            }
+        };
+        for (rounds, size) in [(6, 0.031_25), (12, 0.042_48)] {
+            let (mut normal, mut laplace) = (Noise(1), Noise(2));
+            let alarms = experiments(rounds, 1.0, || normal.normal(), |estimate| estimate.p <= 0.05);
+            let covered = experiments(rounds, 1.1, || laplace.laplace(), covers(1.1));
+            for (what, share, expected) in [("alarms", alarms, size), ("covered", covered, 1.0 - size)]
+                .map(|(a, b, c)| (a, b as f64 / 1e4, c))
+            {
+                assert!(
+                    (share - expected).abs() < 0.0065,
+                    "{what} in {rounds} rounds: {share}, not {expected}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_difference_as_large_as_the_noise_is_nearly_always_found() {
+        let mut noise = Noise(3);
+        let found =
+            experiments(12, 1.1, || noise.normal(), |estimate| estimate.p <= 0.05 && estimate.ratio > 1.0);
+        assert!((8_000..9_700).contains(&found), "{found}");
+    }
+
     #[test]
     fn swapping_the_sides_inverts_the_ratio() {
         let forward = [1.1, 1.3, 0.9, 1.2, 1.05, 1.4, 1.15];

@@ -1,7 +1,11 @@
 //! What the outside world does to loadgen itself: signals, killed processes, wrong command lines,
 //! machines that cannot.
 
-use std::{net::TcpListener, path::Path, process::Command};
+use std::{
+    net::TcpListener,
+    path::Path,
+    process::{Child, Command},
+};
 
 use crate::common::{
     Run, assert_valid, children, eventually, finish, folder, lives, loadgen, read_result, run, sockets, start,
@@ -86,7 +90,7 @@ fn a_terminated_run_ends_like_an_interrupted_one() {
 fn a_port_in_use_is_named() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port is free");
     let port = taken.local_addr().expect("bound").port().to_string();
-    for backend in ["io_uring", "epoll", "threads"] {
+    for backend in ["io_uring", "epoll", "threads", "raw-uring", "raw-epoll", "raw-threads"] {
         let output =
             loadgen(&["serve", "--backend", backend, "--port", &port]).output().expect("the binary runs");
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -96,6 +100,44 @@ fn a_port_in_use_is_named() {
             assert!(stderr.contains(word), "'{word}' in {stderr}");
         }
     }
+}
+
+#[test]
+fn a_server_that_ends_before_it_listens_is_named() {
+    let run = run("hired-ends", &["run", "--server", "mine=exit 7 # {port}", "-c", "1"]);
+    run.assert_failed(3, &["mine over 1 connections", "`exit 7 # ", "ended by itself", "7"]);
+}
+
+/// A run against another program, and the process of that program.
+fn hired(folder: &Path) -> (Child, u32) {
+    let server = format!("mine={} serve --backend raw-epoll --port {{port}}", env!("CARGO_BIN_EXE_loadgen"));
+    let loadgen = start(folder, &["run", "--server", &server, "-c", "4", "-d", "60s"]);
+    let only = |parent| children(parent).first().copied();
+    let program = eventually("the program serves", || {
+        let shell = only(only(loadgen.id())?)?;
+        // A shell that has nothing else to do becomes the program.
+        let program = only(shell).unwrap_or(shell);
+        (sockets(program) >= 5).then_some(program)
+    });
+    (loadgen, program)
+}
+
+#[test]
+fn another_program_that_dies_is_named() {
+    let folder = folder("hired-dies");
+    let (loadgen, program) = hired(&folder);
+    signal(program, Signal::SIGKILL);
+    let run = finish(loadgen, &folder);
+    run.assert_failed(1, &["mine over 4 connections", "the server child", "while it was being measured"]);
+}
+
+#[test]
+fn another_program_ends_with_a_killed_loadgen() {
+    let folder = folder("hired-orphan");
+    let (mut loadgen, program) = hired(&folder);
+    signal(loadgen.id(), Signal::SIGKILL);
+    loadgen.wait().expect("a child");
+    eventually("the program ends", || (!lives(program)).then_some(()));
 }
 
 #[test]
@@ -116,13 +158,16 @@ fn a_target_that_refuses_is_named() {
 
 #[test]
 fn a_wrong_command_line_is_one_line() {
-    let lines: [(&[&str], &str); 8] = [
+    let lines: [(&[&str], &str); 11] = [
         (&["compare", "--bogus"], "--bogus"),
         (&["compare", "-s", "10"], "24 or more"),
         (&["compare", "-d", "5"], "500ms"),
         (&["compare", "--backend", "kqueue,epoll"], "io_uring, epoll, threads"),
         (&["compare", "--backend", "epoll"], "at least two rows"),
         (&["compare", "--baseline", "io_uring:direct"], "is no row"),
+        (&["compare", "--backend", "epoll,threads,epoll"], "named twice"),
+        (&["compare", "--server", "nginx"], "name=command"),
+        (&["compare", "--server", "nginx=nginx -p 80"], "{port}"),
         (&["run"], "TARGET"),
         (&["run", "127.0.0.1:80"], "tcp://host:port"),
     ];

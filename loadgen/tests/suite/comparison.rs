@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::common::{Run, answering, assert_valid, folder, loadgen, run};
+use crate::common::{Run, answering, assert_valid, folder, lives, loadgen, run};
 use serde_json::Value;
 
 const SHORT: [&str; 10] =
@@ -82,9 +82,18 @@ fn the_screen_fits_80_columns_and_ends_with_four_lines() {
 
 #[test]
 fn every_variant_runs_as_what_it_is() {
-    for variant in
-        ["io_uring", "io_uring:direct", "io_uring:no-multishot", "io_uring:latency", "epoll", "threads"]
-    {
+    for variant in [
+        "io_uring",
+        "io_uring:direct",
+        "io_uring:no-multishot",
+        "io_uring:latency",
+        "epoll",
+        "threads",
+        "raw-uring",
+        "raw-uring:direct",
+        "raw-epoll",
+        "raw-threads",
+    ] {
         let line = ["run", "--backend", variant, "-c", "8", "-d", "100ms", "--warmup", "20ms"];
         let run = run(&format!("variant-{}", variant.replace(':', "-")), &line);
         assert_eq!(run.code, Some(0), "{variant}: {run:#?}");
@@ -100,10 +109,12 @@ fn every_variant_runs_as_what_it_is() {
 
 #[test]
 fn large_and_least_messages_are_verified_too() {
-    for backend in ["io_uring", "epoll", "threads"] {
+    for backend in
+        ["io_uring", "epoll", "threads", "raw-uring", "raw-uring:direct", "raw-epoll", "raw-threads"]
+    {
         for size in ["24", "100kB", "1MiB"] {
             let line = ["run", "--backend", backend, "-c", "3", "-s", size, "-d", "150ms", "--warmup", "0"];
-            let run = run(&format!("size-{backend}-{size}"), &line);
+            let run = run(&format!("size-{}-{size}", backend.replace(':', "-")), &line);
             assert_eq!(run.code, Some(0), "{backend}, {size}: {run:#?}");
             assert!(cells(&run)[0]["counts"]["requests"].as_u64() > Some(0), "{backend}, {size}");
         }
@@ -121,6 +132,30 @@ fn what_a_foreign_server_does_not_tell_is_not_available() {
         assert!(costs[cost].is_null(), "{costs:#}");
     }
     assert!(run.stdout.contains("-: not available"), "{}", run.stdout);
+}
+
+/// A server of another kind: the echo of this binary, without its control pipe.
+fn hired(name: &str, backend: &str) -> String {
+    format!("{name}={} serve --backend {backend} --port {{port}}", env!("CARGO_BIN_EXE_loadgen"))
+}
+
+#[test]
+fn other_programs_are_rows_like_any() {
+    let (base, new) = (hired("base", "raw-epoll"), hired("new", "raw-uring"));
+    let line = ["compare", "--server", &base, "--server", &new, "--backend", "epoll", "--baseline", "base"];
+    let more = ["-c", "4", "-d", "100ms", "--warmup", "20ms", "--rounds", "2"];
+    let run = run("hired", &[&line[..], &more].concat());
+    assert_eq!(run.code, Some(0), "{run:#?}");
+    assert_valid(run.document());
+    for cell in cells(&run).iter().filter(|cell| cell["row"] != "epoll") {
+        assert_eq!(cell["server"]["backend"], cell["row"]);
+        assert!(cell["costs"]["server_cpu_us_per_request"].as_f64() > Some(0.0), "{cell:#}");
+        assert!(cell["costs"]["server_peak_memory_bytes"].as_u64() > Some(100_000), "{cell:#}");
+        assert!(cell["costs"]["syscalls_per_request"].is_null(), "it counts nothing for others: {cell:#}");
+        assert!(!lives(cell["server"]["pid"].as_u64().expect("a number") as u32));
+    }
+    let comparisons = run.document()["comparisons"].as_array().expect("comparisons");
+    assert!(comparisons.iter().all(|comparison| comparison["b"] == "base"), "{comparisons:#?}");
 }
 
 #[test]

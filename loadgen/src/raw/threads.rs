@@ -1,0 +1,48 @@
+//! A blocking thread for each connection: receive, send, and nothing between.
+//!
+//! Tricks tried: the smallest stack that std gives (memory only); a receive buffer on the heap of which
+//! only the touched pages exist (memory only).
+
+use std::{
+    io::{self, Read, Write},
+    net::{TcpListener, TcpStream},
+    thread,
+};
+
+use super::tally::{Branch, Counted, Tallies};
+
+const BUFFER_BYTES: usize = 64 << 10;
+const STACK_BYTES: usize = 16 << 10;
+
+/// Accepts for ever.
+pub(super) fn serve(listener: &TcpListener, tallies: &Tallies) -> io::Result<()> {
+    let tally = tallies.branch();
+    loop {
+        tally.count(Counted::Accept);
+        let (stream, _) = listener.accept()?;
+        tally.count(Counted::Accepted);
+        let own = tallies.branch();
+        thread::Builder::new().stack_size(STACK_BYTES).spawn(move || echo(stream, &own))?;
+    }
+}
+
+/// Ends with the connection, whoever ends that.
+fn echo(mut stream: TcpStream, tally: &Branch) {
+    let mut buffer = vec![0; BUFFER_BYTES];
+    loop {
+        tally.count(Counted::Recv);
+        match stream.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => {
+                tally.add(Counted::BytesReceived, count as u64);
+                tally.count(Counted::Send);
+                if stream.write_all(&buffer[..count]).is_err() {
+                    break;
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => break,
+        }
+    }
+    tally.count(Counted::Close);
+}
