@@ -12,7 +12,7 @@ use crate::{
     engine::{self, Counted, Load, Watcher},
     error::{Error, Exit},
     interrupt::Interrupt,
-    measure::{CpuClock, CpuTicks},
+    measure::{CpuClock, CpuTicks, TcpTrouble},
     pinning::Cpus,
     result::{Cell, Check, Costs, Counts, Latency},
     spec::{Remote, Row},
@@ -20,6 +20,10 @@ use crate::{
 
 /// Above this share of a CPU the client may be what limits the rate.
 const CLIENT_BOUND: f64 = 0.9;
+/// A rate that changes more within a window is no rate.
+const DRIFT_MAX: f64 = 0.1;
+/// How far rate times latency may be from the number of connections.
+const LITTLE_MAX: f64 = 0.05;
 /// Above this share of stolen time a cell says more about the neighbours than about the server.
 const STOLEN_MAX: f64 = 0.05;
 
@@ -145,6 +149,7 @@ struct Reading {
     client: Option<Duration>,
     server: Option<Duration>,
     ticks: Option<CpuTicks>,
+    tcp: Option<TcpTrouble>,
 }
 
 /// Reads the clocks when the window opens and closes.
@@ -169,6 +174,7 @@ impl<'a> Meter<'a> {
             client: CpuClock::own().read(),
             server: self.clock.and_then(CpuClock::read),
             ticks: CpuTicks::read(),
+            tcp: TcpTrouble::read(),
         }
     }
 }
@@ -201,9 +207,11 @@ fn fill(cell: &mut Cell, settings: &Settings, counted: &Counted, readings: Optio
     cell.rps = (cell.window_seconds > 0.0).then(|| counted.requests as f64 / cell.window_seconds);
     cell.latency = Latency::of(&counted.latency);
     cell.histogram = Some(counted.latency.clone());
+    cell.series.clone_from(&counted.series);
     cell.errors.clone_from(&counted.failures);
     if let Some((opened, closed)) = readings {
         fill_cpu(cell, opened, closed);
+        cell.tcp = opened.tcp.zip(closed.tcp).map(|(opened, closed)| closed.since(opened));
     }
     if counted.error.is_none() {
         cell.checks = client_checks(cell);
@@ -283,7 +291,38 @@ fn client_checks(cell: &Cell) -> Vec<Check> {
         let detail = format!("the client used {:.0} % of a CPU", share * 100.0);
         checks.push(Check::noted("client_not_saturated", share <= CLIENT_BOUND, detail));
     }
+    checks.extend(steadiness(&cell.series));
+    checks.extend(littles_law(cell));
+    if let Some(tcp) = cell.tcp {
+        let TcpTrouble { retransmitted_segments, dropped_connections, dropped_segments } = tcp;
+        let none = tcp == TcpTrouble::default();
+        let detail = format!(
+            "{retransmitted_segments} segments were sent again, {dropped_segments} dropped, {dropped_connections} \
+             connections dropped, in the whole network namespace"
+        );
+        checks.push(Check::noted("no_tcp_trouble", none, detail));
+    }
     checks
+}
+
+/// Whether the rate holds: the second half of the window against the first.
+fn steadiness(series: &[u64]) -> Option<Check> {
+    // The last slice may be cut short by the window's end.
+    let whole = &series[..series.len().saturating_sub(1)];
+    let (first, second) = (&whole[..whole.len() / 2], &whole[whole.len().div_ceil(2)..]);
+    let (first, second): (u64, u64) = (first.iter().sum(), second.iter().sum());
+    let change = (first > 0).then(|| second as f64 / first as f64 - 1.0)?;
+    let detail = format!("the second half of the window served {:+.1} % against the first", change * 100.0);
+    Some(Check::noted("steady_rate", change.abs() <= DRIFT_MAX, detail))
+}
+
+/// Rate times mean latency is the number of requests under way; in a closed loop that is one a
+/// connection. If it is not, one of the figures is wrong.
+fn littles_law(cell: &Cell) -> Option<Check> {
+    let (rps, latency) = (cell.rps?, cell.latency.as_ref().filter(|_| !cell.has_starved())?);
+    let (under_way, asked) = (rps * latency.mean_us / 1e6, cell.connections as f64);
+    let detail = format!("{under_way:.1} requests were under way on average, of {asked} connections");
+    Some(Check::noted("littles_law", (under_way / asked - 1.0).abs() <= LITTLE_MAX, detail))
 }
 
 /// The server's account must agree with the client's.
@@ -315,4 +354,34 @@ fn server_checks(cell: &Cell, last: Option<&ServerStats>) -> Vec<Check> {
             format!("the server counts {received} bytes, the client sent {sent}"),
         ),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_that_changes_within_the_window_is_told() {
+        let passed = |series: &[u64]| steadiness(series).map(|check| check.passed);
+        assert_eq!(passed(&[100; 11]), Some(true));
+        assert_eq!(passed(&[100, 100, 108, 108, 3]), Some(true), "the last slice is cut short");
+        assert_eq!(passed(&[100, 100, 88, 88, 0]), Some(false));
+        assert_eq!(passed(&[100, 100, 112, 112, 0]), Some(false));
+        assert_eq!((passed(&[]), passed(&[0, 0, 5, 0])), (None, None));
+    }
+
+    #[test]
+    fn rate_and_latency_must_fit_the_connections() {
+        let place = Place { round: 1, row: 0, connections: 10, repeat: false };
+        let mut cell = Cell::new("epoll".into(), place, 64);
+        assert!(littles_law(&cell).is_none(), "nothing is known yet");
+        let mut histogram = hdrhistogram::Histogram::new(3).expect("3 digits");
+        histogram.record(10_000_000).expect("auto-resizing");
+        (cell.rps, cell.latency) = (Some(1_000.0), Latency::of(&histogram));
+        assert!(littles_law(&cell).expect("all is known").passed);
+        cell.rps = Some(900.0);
+        assert!(!littles_law(&cell).expect("all is known").passed);
+        cell.counts.connections_starved = 1;
+        assert!(littles_law(&cell).is_none(), "some had no reply, which the latency cannot tell");
+    }
 }

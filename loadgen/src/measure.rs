@@ -10,6 +10,7 @@ use nix::{
     time::{ClockId, clock_getcpuclockid, clock_gettime},
     unistd::Pid,
 };
+use serde::Serialize;
 
 /// The CPU clock of a process, or of a process and all that it has started and that still lives. It
 /// keeps the time of threads that have ended.
@@ -88,6 +89,50 @@ fn parse_peak(status: &str) -> Option<u64> {
     Some(kibibytes * 1024)
 }
 
+/// What the kernel's TCP, of this network namespace, has had to send again or throw away.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct TcpTrouble {
+    pub(crate) retransmitted_segments: u64,
+    /// Connections that found the backlog full.
+    pub(crate) dropped_connections: u64,
+    /// Segments that found no room in a socket's receive queue or backlog.
+    pub(crate) dropped_segments: u64,
+}
+
+impl TcpTrouble {
+    pub(crate) fn read() -> Option<Self> {
+        let (snmp, netstat) = ("/proc/self/net/snmp", "/proc/self/net/netstat");
+        Self::parse(&fs::read_to_string(snmp).ok()?, &fs::read_to_string(netstat).ok()?)
+    }
+
+    fn parse(snmp: &str, netstat: &str) -> Option<Self> {
+        let extended = |name| named(netstat, "TcpExt:", name);
+        Some(Self {
+            retransmitted_segments: named(snmp, "Tcp:", "RetransSegs")?,
+            dropped_connections: extended("ListenDrops")?,
+            dropped_segments: extended("TCPBacklogDrop")? + extended("TCPRcvQDrop")?,
+        })
+    }
+
+    pub(crate) fn since(self, earlier: Self) -> Self {
+        Self {
+            retransmitted_segments: self
+                .retransmitted_segments
+                .saturating_sub(earlier.retransmitted_segments),
+            dropped_connections: self.dropped_connections.saturating_sub(earlier.dropped_connections),
+            dropped_segments: self.dropped_segments.saturating_sub(earlier.dropped_segments),
+        }
+    }
+}
+
+/// A counter among lines of names, each followed by a line of values.
+fn named(text: &str, group: &str, name: &str) -> Option<u64> {
+    let mut lines = text.lines().filter(|line| line.starts_with(group));
+    let (names, values) = (lines.next()?, lines.next()?);
+    let place = names.split_whitespace().position(|word| word == name)?;
+    values.split_whitespace().nth(place)?.parse().ok()
+}
+
 /// Time of all CPUs since boot, in ticks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CpuTicks {
@@ -122,6 +167,17 @@ impl CpuTicks {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn counters_of_tcp_are_found_by_their_names() {
+        let snmp = "Ip: A\nIp: 1\nTcp: InSegs RetransSegs OutRsts\nTcp: 5 7 9\n";
+        let netstat = "TcpExt: ListenDrops X TCPBacklogDrop TCPRcvQDrop\nTcpExt: 1 2 3 4\nIpExt: ListenDrops\nIpExt: 9\n";
+        let read = TcpTrouble::parse(snmp, netstat).expect("all are there");
+        let wanted = TcpTrouble { retransmitted_segments: 7, dropped_connections: 1, dropped_segments: 7 };
+        assert_eq!(read, wanted);
+        assert_eq!(read.since(wanted), TcpTrouble::default());
+        assert!(TcpTrouble::read().is_some(), "this kernel has them");
+    }
 
     #[test]
     fn stolen_time_is_a_share_of_all_time() {

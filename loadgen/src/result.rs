@@ -15,6 +15,7 @@ use crate::{
     control::Identity,
     engine::Failure,
     machine::{Git, Machine},
+    measure::TcpTrouble,
     pinning::Cpus,
     verdict::{Metric, Verdict},
 };
@@ -113,7 +114,11 @@ pub(crate) struct Cell {
     pub(crate) latency: Option<Latency>,
     #[serde(serialize_with = "v2_deflate")]
     pub(crate) histogram: Option<Histogram<u64>>,
+    /// Requests of each tenth of a second of the window.
+    pub(crate) series: Vec<u64>,
     pub(crate) costs: Costs,
+    /// What the kernel's TCP had to repair within the window; null if it does not tell.
+    pub(crate) tcp: Option<TcpTrouble>,
     pub(crate) errors: Vec<Failure>,
     pub(crate) checks: Vec<Check>,
     pub(crate) error: Option<String>,
@@ -135,7 +140,9 @@ impl Cell {
             rps: None,
             latency: None,
             histogram: None,
+            series: Vec::new(),
             costs: Costs::default(),
+            tcp: None,
             errors: Vec::new(),
             checks: Vec::new(),
             error: None,
@@ -265,6 +272,8 @@ pub(crate) struct Comparison {
     pub(crate) rounds: usize,
     pub(crate) ratios: Vec<f64>,
     pub(crate) verdict: Verdict,
+    /// Whether the run's verdict rests on it.
+    pub(crate) primary: bool,
 }
 
 /// The four lines below the table.

@@ -149,7 +149,7 @@ pub(crate) struct Hired {
 }
 
 /// Rows are aligned for names of this length.
-const NAME_MAX: usize = 20;
+const NAME_MAX: usize = 16;
 
 impl FromStr for Hired {
     type Err = String;

@@ -10,10 +10,21 @@ use crate::{
     verdict::{Metric, Verdict},
 };
 
+const CLIENT_BOUND: &str = "client_not_saturated";
+/// Checks that say how figures are to be read, and what it means that one of them fails.
+const NOTED: [(&str, &str); 4] = [
+    (CLIENT_BOUND, "client-bound (the true ratio of rates may be larger)"),
+    ("steady_rate", "the rate changed by more than a tenth"),
+    ("littles_law", "rate and latency do not fit the number of connections"),
+    ("no_tcp_trouble", "TCP dropped something or sent it again"),
+];
+
 /// One row over its rounds at one number of connections: medians over rounds, histograms added.
 #[derive(Debug)]
 pub(crate) struct Line {
     pub(crate) row: String,
+    /// The client was at its limit in most cells.
+    pub(crate) client_bound: bool,
     pub(crate) rps: Option<f64>,
     pub(crate) latency: Option<Latency>,
     pub(crate) server_cpu: Option<f64>,
@@ -25,12 +36,14 @@ pub(crate) struct Line {
 
 impl Line {
     pub(crate) fn of(cells: &[Cell], row: &str, connections: usize) -> Self {
+        let client_bound = is_client_bound(cells, row, connections);
         let cells: Vec<&Cell> = counted(cells, row, connections).collect();
         let median = |value: &dyn Fn(&Cell) -> Option<f64>| {
             stats::median(&cells.iter().filter_map(|cell| value(cell)).collect::<Vec<_>>())
         };
         Self {
             row: row.into(),
+            client_bound,
             rps: median(&|cell| cell.rps),
             latency: cells.iter().all(|cell| !cell.has_starved()).then(|| merged_latency(&cells)).flatten(),
             server_cpu: median(&|cell| cell.costs.server_cpu_us_per_request),
@@ -103,7 +116,25 @@ fn compare(
         rounds: ratios.len(),
         ratios,
         verdict: Verdict::of(metric, &estimate, settings.min_effect),
+        primary: metric == primary_metric(cells, a, b, connections),
     })
+}
+
+/// What the verdict rests on: the rate, unless the client was at its limit in most cells of either row. Then the
+/// rate is the client's, and the server's cost tells more.
+fn primary_metric(cells: &[Cell], a: &str, b: &str, connections: usize) -> Metric {
+    if is_client_bound(cells, a, connections) || is_client_bound(cells, b, connections) {
+        Metric::ServerCpuPerRequest
+    } else {
+        Metric::PRIMARY
+    }
+}
+
+/// Whether the client was what limited a row's rate, in most of its cells.
+fn is_client_bound(cells: &[Cell], row: &str, connections: usize) -> bool {
+    let all = counted(cells, row, connections).count();
+    let bound = counted(cells, row, connections).filter(|cell| failed(cell, CLIENT_BOUND)).count();
+    2 * bound > all
 }
 
 /// The sentences below the table.
@@ -113,8 +144,7 @@ pub(crate) fn summarise(
     comparisons: &[Comparison],
     complete: bool,
 ) -> Summary {
-    let primary: Vec<&Comparison> =
-        comparisons.iter().filter(|comparison| comparison.metric == Metric::PRIMARY).collect();
+    let primary: Vec<&Comparison> = comparisons.iter().filter(|comparison| comparison.primary).collect();
     let spoiled = unrepaired(cells);
     let conclusive = primary.iter().all(|comparison| comparison.verdict != Verdict::Inconclusive);
     let compared = settings.rows.len() > 1;
@@ -142,6 +172,18 @@ fn clause(comparison: &Comparison) -> String {
     match comparison.verdict {
         Verdict::Faster => format!("{a} is {per_cent:.1} % faster than {b} over {connections} connections"),
         Verdict::Slower => format!("{a} is {per_cent:.1} % slower than {b} over {connections} connections"),
+        Verdict::Cheaper | Verdict::Costlier => {
+            let less = if comparison.verdict == Verdict::Cheaper { "less" } else { "more" };
+            let ends = comparison.low.zip(comparison.high).map(|(low, high)| {
+                let mut ends = [low, high].map(|end| (end - 1.0).abs() * 100.0);
+                ends.sort_by(f64::total_cmp);
+                format!(" [{:.1}, {:.1}]", ends[0], ends[1])
+            });
+            format!(
+                "{a} takes {per_cent:.1}{} % {less} server CPU a request than {b} over {connections} connections",
+                ends.unwrap_or_default()
+            )
+        }
         Verdict::NoDifferenceShown => format!("no difference shown between {a} and {b} over {connections}"),
         _ if comparison.low.is_none() => {
             format!("inconclusive for {a} over {connections}: {} rounds, 6 are needed", comparison.rounds)
@@ -188,9 +230,11 @@ fn valid_sentence(cells: &[Cell], spoiled: &[&Cell], complete: bool) -> String {
         notes.push(format!("{} spoiled cells were repeated", repaired - spoiled.len()));
     }
     notes.extend(starvation(cells));
-    let bound = cells.iter().filter(|cell| failed(cell, "client_not_saturated")).count();
-    if bound > 0 {
-        notes.push(format!("client-bound in {bound} of {} cells: the true ratio may be larger", cells.len()));
+    for (check, what) in NOTED {
+        let count = cells.iter().filter(|cell| failed(cell, check)).count();
+        if count > 0 {
+            notes.push(format!("{what} in {count} of {} cells", cells.len()));
+        }
     }
     let valid = if complete && spoiled.is_empty() { "yes" } else { "no" };
     if notes.is_empty() { format!("{valid}.") } else { format!("{valid}; {}.", notes.join("; ")) }
@@ -212,4 +256,27 @@ fn starvation(cells: &[Cell]) -> Option<String> {
         grouped(worst.connections as u64),
         worst.row
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{cell::Place, result::Check};
+
+    fn cell(row: &str, round: usize, bound: bool) -> Cell {
+        let mut cell = Cell::new(row.into(), Place { round, row: 0, connections: 8, repeat: false }, 64);
+        cell.checks.push(Check::noted(CLIENT_BOUND, !bound, String::new()));
+        cell
+    }
+
+    #[test]
+    fn where_the_client_is_the_limit_the_verdict_rests_on_cost() {
+        let free: Vec<Cell> = (1..=6).map(|round| cell("epoll", round, round <= 3)).collect();
+        assert!(!is_client_bound(&free, "epoll", 8), "half of them is not most of them");
+        let mut cells: Vec<Cell> = (1..=6).map(|round| cell("io_uring", round, round <= 4)).collect();
+        cells.extend(free);
+        assert_eq!(primary_metric(&cells, "io_uring", "epoll", 8), Metric::ServerCpuPerRequest);
+        assert_eq!(primary_metric(&cells, "threads", "epoll", 8), Metric::Rps);
+        assert_eq!(primary_metric(&cells, "io_uring", "epoll", 16), Metric::Rps, "no cell is like this");
+    }
 }

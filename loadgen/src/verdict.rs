@@ -29,7 +29,8 @@ impl Metric {
         Self::SyscallsPerRequest,
     ];
 
-    /// The metric on which the verdict sentence rests, named before anything is measured.
+    /// The metric on which the verdict rests, named before anything is measured, unless the client turns out
+    /// to be what limits it.
     pub(crate) const PRIMARY: Self = Self::Rps;
 
     fn verdicts(self) -> (Verdict, Verdict) {

@@ -36,6 +36,8 @@ const CONNECTING_MAX: usize = 128;
 /// How often deadlines and signals are looked at when nothing happens.
 const TICK: Duration = Duration::from_millis(50);
 const MINUTE_NS: u64 = 60_000_000_000;
+/// The window is cut into slices of this length, to see whether the rate holds.
+pub(crate) const SLICE: Duration = Duration::from_millis(100);
 
 /// What to do to a server.
 #[derive(Clone, Debug)]
@@ -73,6 +75,8 @@ pub(crate) struct Counted {
     pub(crate) starved: usize,
     /// Of the requests that were under way at any time within the window.
     pub(crate) latency: Histogram<u64>,
+    /// Requests of each [`SLICE`] of the window.
+    pub(crate) series: Vec<u64>,
     pub(crate) failures: Vec<Failure>,
     /// The first failure, or what else ended the run early.
     pub(crate) error: Option<Error>,
@@ -121,9 +125,20 @@ impl Counted {
             alive: 0,
             starved: 0,
             latency,
+            series: Vec::new(),
             failures: Vec::new(),
             error: None,
         })
+    }
+}
+
+impl Counted {
+    fn count_in_slice(&mut self, since_opened: Duration) {
+        let slice = (since_opened.as_nanos() / SLICE.as_nanos()) as usize;
+        if self.series.len() <= slice {
+            self.series.resize(slice + 1, 0);
+        }
+        self.series[slice] += 1;
     }
 }
 
@@ -316,13 +331,15 @@ impl Engine<'_> {
         let Some(sent_at) = connection.answered() else { return };
         self.outstanding -= 1;
         self.counted.requests_total += 1;
+        let now = Instant::now();
         if self.phase == Phase::Window {
             connection.served = true;
             self.counted.requests += 1;
+            self.counted.count_in_slice(now.duration_since(self.phase_began));
         }
         // What was under way when the window closed belongs to it: these are the slowest of all.
         if matches!(self.phase, Phase::Window | Phase::Drain) {
-            self.counted.latency.saturating_record(sent_at.elapsed().as_nanos() as u64);
+            self.counted.latency.saturating_record(now.duration_since(sent_at).as_nanos() as u64);
         }
         self.ask(slot);
     }

@@ -14,6 +14,8 @@ use crate::{
 const WIDTH: usize = 80;
 const NAME_WIDTH: usize = 18;
 const MISSING: &str = "-";
+/// Marks a row whose rate is the client's.
+const BOUND: &str = "*";
 
 /// What is about to happen.
 pub(crate) fn opening(settings: &Settings, cpus: Cpus) -> String {
@@ -57,6 +59,12 @@ pub(crate) fn screen(settings: &Settings, document: &Document, path: &Path) -> S
     }
     if text.lines().any(|line| line.split_whitespace().any(|word| word == MISSING)) {
         text.push_str("-: not available\n\n");
+    }
+    if text.lines().any(|line| line.split_whitespace().next().is_some_and(|word| word.ends_with(BOUND))) {
+        let _ = writeln!(
+            text,
+            "{BOUND}: client-bound, so its rate is the client's, and the verdict rests on server\n   CPU a request\n"
+        );
     }
     if let Some(summary) = &document.summary {
         if let Some(verdict) = &summary.verdict {
@@ -121,7 +129,7 @@ fn speed(text: &mut String, line: &Line, ratio: &str) {
     let _ = writeln!(
         text,
         "{}{:>10}{ratio:>22}{:>10}{:>10}{:>10}",
-        name(&line.row),
+        name(line),
         number(line.rps, 0),
         latency(|latency| latency.p50_us),
         latency(|latency| latency.p99_us),
@@ -141,7 +149,7 @@ fn cost(text: &mut String, line: &Line) {
     let _ = writeln!(
         text,
         "{}{:>13}{:>13}{:>12}{:>11}{:>13}",
-        name(&line.row),
+        name(line),
         number(line.server_cpu, 2),
         number(line.total_cpu, 2),
         number(line.syscalls, 3),
@@ -151,7 +159,8 @@ fn cost(text: &mut String, line: &Line) {
 }
 
 /// A name that is too long for its column gets a line of its own.
-fn name(row: &str) -> String {
+fn name(line: &Line) -> String {
+    let row = format!("{}{}", line.row, if line.client_bound { BOUND } else { "" });
     if row.len() < NAME_WIDTH {
         return format!("{row:<NAME_WIDTH$}");
     }
@@ -245,6 +254,7 @@ mod tests {
         };
         let line = Line {
             row: "io_uring:no-multishot".into(),
+            client_bound: true,
             rps: Some(99_999_999.0),
             latency: Some(latency),
             server_cpu: Some(1_234.567),
