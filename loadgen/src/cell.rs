@@ -2,7 +2,7 @@
 
 use std::{
     net::{SocketAddr, TcpStream, ToSocketAddrs},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use crate::{
@@ -146,6 +146,7 @@ fn blame(error: Error, server: &mut Server) -> Error {
 /// Readings of all clocks at one moment.
 #[derive(Clone, Copy, Debug)]
 struct Reading {
+    at: SystemTime,
     client: Option<Duration>,
     server: Option<Duration>,
     ticks: Option<CpuTicks>,
@@ -171,6 +172,7 @@ impl<'a> Meter<'a> {
             server.request_stats(mark);
         }
         Reading {
+            at: SystemTime::now(),
             client: CpuClock::own().read(),
             server: self.clock.and_then(CpuClock::read),
             ticks: CpuTicks::read(),
@@ -210,6 +212,8 @@ fn fill(cell: &mut Cell, settings: &Settings, counted: &Counted, readings: Optio
     cell.series.clone_from(&counted.series);
     cell.errors.clone_from(&counted.failures);
     if let Some((opened, closed)) = readings {
+        let opened_at = opened.at.duration_since(UNIX_EPOCH).ok();
+        cell.window_opened_unix_seconds = opened_at.map(|at| at.as_secs_f64());
         fill_cpu(cell, opened, closed);
         cell.tcp = opened.tcp.zip(closed.tcp).map(|(opened, closed)| closed.since(opened));
     }

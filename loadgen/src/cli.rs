@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
     error::Error,
+    export::Exports,
     message::{HEADER_BYTES, MESSAGE_BYTES_MAX, Verify},
     pinning::Pinning,
     plan::Order,
@@ -137,6 +138,8 @@ struct LoadArgs {
     /// What goes to standard output
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
+    #[command(flatten)]
+    exports: Exports,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -190,6 +193,7 @@ pub(crate) struct Settings {
     pub(crate) strict: bool,
     pub(crate) output: Option<PathBuf>,
     pub(crate) format: Format,
+    pub(crate) exports: Exports,
 }
 
 impl CompareArgs {
@@ -278,6 +282,7 @@ impl LoadArgs {
             strict: self.strict,
             output: self.output,
             format: self.format,
+            exports: self.exports,
         })
     }
 }

@@ -7,6 +7,7 @@ mod cli;
 mod control;
 mod engine;
 mod error;
+mod export;
 mod interrupt;
 mod machine;
 mod measure;

@@ -107,6 +107,8 @@ pub(crate) struct Cell {
     /// Whether a check failed, so that it counts for nothing.
     pub(crate) spoiled: bool,
     pub(crate) server: Option<Identity>,
+    /// When the window opened, in seconds since 1970; null if it never did.
+    pub(crate) window_opened_unix_seconds: Option<f64>,
     pub(crate) ramp_seconds: f64,
     pub(crate) window_seconds: f64,
     pub(crate) counts: Counts,
@@ -134,6 +136,7 @@ impl Cell {
             repeat: place.repeat,
             spoiled: false,
             server: None,
+            window_opened_unix_seconds: None,
             ramp_seconds: 0.0,
             window_seconds: 0.0,
             counts: Counts { connections_asked: place.connections, ..Counts::default() },

@@ -18,6 +18,7 @@ use crate::{
 
 /// Measures what the settings say, and says how the process should end.
 pub(crate) fn measure(settings: &Settings) -> Result<Exit, Error> {
+    settings.exports.check()?;
     let interrupt = Interrupt::watch()?;
     let descriptors = machine::raise_descriptor_limit();
     let most = settings.connections.iter().copied().max().unwrap_or(0);
@@ -120,6 +121,9 @@ impl<'a> Session<'a> {
         let screen = text::screen(self.settings, document, &path);
         self.output.write_screen(&screen)?;
         report::print(if self.settings.format == Format::Json { &json } else { &screen });
+        if error.is_none() {
+            self.settings.exports.write(document)?;
+        }
         match error {
             Some(error) => Err(with_remains(error, &path)),
             None if self.settings.strict && !passes => {

@@ -4,7 +4,7 @@ use hdrhistogram::Histogram;
 
 use crate::{
     cli::Settings,
-    result::{Cell, Comparison, Latency, Summary},
+    result::{Cell, Comparison, Document, Latency, Summary},
     stats,
     units::grouped,
     verdict::{Metric, Verdict},
@@ -64,7 +64,62 @@ fn counted<'a>(cells: &'a [Cell], row: &'a str, connections: usize) -> impl Iter
     })
 }
 
+/// A metric of one row at one number of connections, over its rounds.
+#[derive(Debug)]
+pub(crate) struct Spread {
+    pub(crate) row: String,
+    pub(crate) connections: usize,
+    pub(crate) metric: Metric,
+    pub(crate) rounds: usize,
+    pub(crate) median: f64,
+    pub(crate) least: f64,
+    pub(crate) greatest: f64,
+}
+
+/// Every metric that is available, of every row at every number of connections.
+pub(crate) fn spreads(document: &Document) -> Vec<Spread> {
+    let places = places(document).into_iter();
+    places
+        .flat_map(|(row, connections)| Metric::ALL.map(|metric| (row.clone(), connections, metric)))
+        .filter_map(|(row, connections, metric)| {
+            let cells = counted(&document.cells, &row, connections);
+            let values: Vec<f64> = cells.filter_map(|cell| cell.metric(metric)).collect();
+            let median = stats::median(&values)?;
+            let least = values.iter().copied().fold(f64::INFINITY, f64::min);
+            let greatest = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            Some(Spread { row, connections, metric, rounds: values.len(), median, least, greatest })
+        })
+        .collect()
+}
+
+/// The latency of every row at every number of connections, all rounds added.
+pub(crate) fn merged_histograms(document: &Document) -> Vec<(String, usize, Histogram<u64>)> {
+    let places = places(document).into_iter();
+    places
+        .filter_map(|(row, connections)| {
+            let cells: Vec<&Cell> = counted(&document.cells, &row, connections).collect();
+            Some((row.clone(), connections, merged(&cells)?))
+        })
+        .collect()
+}
+
+/// Rows and numbers of connections, in the order in which they were measured first.
+fn places(document: &Document) -> Vec<(String, usize)> {
+    let mut places = Vec::new();
+    for cell in &document.cells {
+        let place = (cell.row.clone(), cell.connections);
+        if !places.contains(&place) {
+            places.push(place);
+        }
+    }
+    places
+}
+
 fn merged_latency(cells: &[&Cell]) -> Option<Latency> {
+    Latency::of(&merged(cells)?)
+}
+
+fn merged(cells: &[&Cell]) -> Option<Histogram<u64>> {
     let mut merged: Option<Histogram<u64>> = None;
     for histogram in cells.iter().filter_map(|cell| cell.histogram.as_ref()) {
         match &mut merged {
@@ -73,7 +128,7 @@ fn merged_latency(cells: &[&Cell]) -> Option<Latency> {
             None => merged = Some(histogram.clone()),
         }
     }
-    Latency::of(&merged?)
+    merged
 }
 
 /// Every row against the baseline, in every metric, at every number of connections.

@@ -33,6 +33,26 @@ impl Metric {
     /// to be what limits it.
     pub(crate) const PRIMARY: Self = Self::Rps;
 
+    /// What it is, for other tools.
+    pub(crate) fn title(self) -> &'static str {
+        match self {
+            Self::Rps => "requests/s",
+            Self::P50 => "p50 latency",
+            Self::P99 => "p99 latency",
+            Self::ServerCpuPerRequest => "server CPU a request",
+            Self::TotalCpuPerRequest => "server and client CPU a request",
+            Self::SyscallsPerRequest => "system calls a request",
+        }
+    }
+
+    pub(crate) fn unit(self) -> &'static str {
+        match self {
+            Self::Rps => "req/s",
+            Self::SyscallsPerRequest => "calls",
+            _ => "us",
+        }
+    }
+
     fn verdicts(self) -> (Verdict, Verdict) {
         match self {
             Self::Rps => (Verdict::Faster, Verdict::Slower),

@@ -3,4 +3,5 @@
 mod bad_days;
 mod common;
 mod comparison;
+mod exports;
 mod wrong_servers;

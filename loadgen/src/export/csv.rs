@@ -1,0 +1,74 @@
+//! CSV (RFC 4180): one line a cell, spoiled ones included. What is not available is empty.
+
+use crate::result::{Cell, Document};
+
+const COLUMNS: &str = "row,connections,round,size_bytes,repeat,spoiled,window_seconds,requests,rps,mean_us,p50_us,\
+                       p90_us,p99_us,p999_us,max_us,server_cpu_us_per_request,client_cpu_us_per_request,\
+                       total_cpu_us_per_request,syscalls_per_request,events_per_wait,\
+                       voluntary_switches_per_request,involuntary_switches_per_request,server_peak_memory_bytes,\
+                       connections_starved";
+
+pub(super) fn render(document: &Document) -> String {
+    let mut text = format!("{COLUMNS}\r\n");
+    for cell in &document.cells {
+        text.push_str(&line(cell).join(","));
+        text.push_str("\r\n");
+    }
+    text
+}
+
+fn line(cell: &Cell) -> Vec<String> {
+    let (latency, costs) = (cell.latency.as_ref(), &cell.costs);
+    let figure = |value: Option<f64>| value.map(|value| value.to_string()).unwrap_or_default();
+    let mut fields = vec![
+        quoted(&cell.row),
+        cell.connections.to_string(),
+        cell.round.to_string(),
+        cell.size.to_string(),
+        cell.repeat.to_string(),
+        cell.spoiled.to_string(),
+        cell.window_seconds.to_string(),
+        cell.counts.requests.to_string(),
+    ];
+    fields.extend(
+        [
+            cell.rps,
+            latency.map(|latency| latency.mean_us),
+            latency.map(|latency| latency.p50_us),
+            latency.map(|latency| latency.p90_us),
+            latency.map(|latency| latency.p99_us),
+            latency.map(|latency| latency.p999_us),
+            latency.map(|latency| latency.max_us),
+            costs.server_cpu_us_per_request,
+            costs.client_cpu_us_per_request,
+            costs.total_cpu_us_per_request,
+            costs.syscalls_per_request,
+            costs.events_per_wait,
+            costs.voluntary_switches_per_request,
+            costs.involuntary_switches_per_request,
+        ]
+        .map(figure),
+    );
+    fields.push(costs.server_peak_memory_bytes.map(|bytes| bytes.to_string()).unwrap_or_default());
+    fields.push(cell.counts.connections_starved.to_string());
+    fields
+}
+
+fn quoted(text: &str) -> String {
+    if text.contains([',', '"', '\r', '\n']) {
+        format!("\"{}\"", text.replace('"', "\"\""))
+    } else {
+        text.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_would_break_a_line_is_quoted() {
+        assert_eq!(quoted("epoll"), "epoll");
+        assert_eq!(quoted("a,\"b\""), "\"a,\"\"b\"\"\"");
+    }
+}

@@ -1,0 +1,43 @@
+//! The HdrHistogram interval log (version 1.3): an interval a cell, values in nanoseconds, tagged
+//! with row and connections.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use hdrhistogram::serialization::{
+    V2DeflateSerializer,
+    interval_log::{IntervalLogWriterBuilder, Tag},
+};
+
+use crate::result::{Cell, Document};
+
+pub(super) fn render(document: &Document) -> String {
+    let mut bytes = Vec::new();
+    // Writing to memory cannot fail, and all histograms have the bounds that the encoding takes.
+    let written = write(document, &mut bytes);
+    debug_assert!(written.is_some());
+    String::from_utf8(bytes).unwrap_or_default()
+}
+
+fn write(document: &Document, bytes: &mut Vec<u8>) -> Option<()> {
+    let mut serializer = V2DeflateSerializer::new();
+    let mut builder = IntervalLogWriterBuilder::new();
+    builder.add_comment(&format!("loadgen {}, latency in nanoseconds", document.loadgen_version));
+    if let Some(opened) = document.cells.iter().find_map(|cell| cell.window_opened_unix_seconds) {
+        builder.with_start_time(UNIX_EPOCH + Duration::from_secs_f64(opened));
+    }
+    let mut log = builder.begin_log_with(bytes, &mut serializer).ok()?;
+    for cell in document.cells.iter().filter(|cell| cell.counts_for_comparison()) {
+        let (Some(histogram), Some(opened)) = (&cell.histogram, cell.window_opened_unix_seconds) else {
+            continue;
+        };
+        let length = Duration::from_secs_f64(cell.window_seconds);
+        let tag = tag(cell);
+        log.write_histogram(histogram, Duration::from_secs_f64(opened), length, Tag::new(&tag)).ok()?;
+    }
+    Some(())
+}
+
+/// A tag may hold neither commas nor white space.
+fn tag(cell: &Cell) -> String {
+    format!("{}/{}", cell.row, cell.connections).replace([',', ' '], "_")
+}

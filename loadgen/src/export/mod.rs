@@ -1,0 +1,126 @@
+//! The result in the forms that other tools read. One exporter is one file; all derive from the
+//! document that is also the JSON result.
+
+mod bencher;
+mod csv;
+mod github;
+mod hgrm;
+mod hlog;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+
+use crate::{error::Error, result::Document};
+
+/// Files to be written beside the result, once a run is complete.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Exports, written when the run is complete")]
+pub(crate) struct Exports {
+    /// One line a cell
+    #[arg(long, value_name = "PATH")]
+    export_csv: Option<PathBuf>,
+    /// For github-action-benchmark: PATH.json becomes PATH-bigger.json and PATH-smaller.json, for
+    /// customBiggerIsBetter and customSmallerIsBetter
+    #[arg(long, value_name = "PATH")]
+    export_github: Option<PathBuf>,
+    /// Bencher Metric Format
+    #[arg(long, value_name = "PATH")]
+    export_bencher: Option<PathBuf>,
+    /// HdrHistogram log, an interval a cell, tagged row/connections
+    #[arg(long, value_name = "PATH")]
+    export_hlog: Option<PathBuf>,
+    /// HdrHistogram percentiles in milliseconds: PATH.hgrm becomes PATH-ROW-CONNECTIONS.hgrm
+    #[arg(long, value_name = "PATH")]
+    export_hgrm: Option<PathBuf>,
+}
+
+/// A file to be written.
+struct Export {
+    path: PathBuf,
+    text: String,
+}
+
+impl Exports {
+    /// Finds out before the run whether its exports will have a place.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        let paths = [
+            &self.export_csv,
+            &self.export_github,
+            &self.export_bencher,
+            &self.export_hlog,
+            &self.export_hgrm,
+        ];
+        for path in paths.into_iter().flatten() {
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+            if folder.is_some_and(|folder| !folder.is_dir()) || path.file_stem().is_none() {
+                return Err(Error::machine(format!(
+                    "cannot export to {}: there is no such folder; make it first",
+                    path.display()
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes all that were asked for; each appears whole or not at all.
+    pub(crate) fn write(&self, document: &Document) -> Result<(), Error> {
+        let one = |path: &Option<PathBuf>, render: fn(&Document) -> String| {
+            path.clone().map(|path| Export { path, text: render(document) })
+        };
+        let mut exports: Vec<Export> = [
+            one(&self.export_csv, csv::render),
+            one(&self.export_bencher, bencher::render),
+            one(&self.export_hlog, hlog::render),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        if let Some(path) = &self.export_github {
+            exports.push(Export { path: beside(path, "bigger"), text: github::bigger(document) });
+            exports.push(Export { path: beside(path, "smaller"), text: github::smaller(document) });
+        }
+        if let Some(path) = &self.export_hgrm {
+            let rendered = hgrm::render(document).into_iter();
+            exports.extend(rendered.map(|(name, text)| Export { path: beside(path, &name), text }));
+        }
+        exports.iter().try_for_each(write)
+    }
+}
+
+fn write(export: &Export) -> Result<(), Error> {
+    let aside = beside(&export.path, "new");
+    fs::write(&aside, &export.text).and_then(|()| fs::rename(&aside, &export.path)).map_err(|error| {
+        let path = export.path.display();
+        Error::machine(format!("cannot export to {path}: {error}; the result itself is kept"))
+    })
+}
+
+/// `bench.json` with `bigger` is `bench-bigger.json`.
+fn beside(path: &Path, word: &str) -> PathBuf {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let ending = path.extension().map(|ending| format!(".{}", ending.to_string_lossy())).unwrap_or_default();
+    path.with_file_name(format!("{stem}-{word}{ending}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_several_files_keep_their_ending() {
+        assert_eq!(beside(Path::new("out/bench.json"), "bigger"), Path::new("out/bench-bigger.json"));
+        assert_eq!(beside(Path::new("bench"), "epoll-64"), Path::new("bench-epoll-64"));
+    }
+
+    #[test]
+    fn a_folder_that_is_not_there_is_found_before_the_run() {
+        let exports = Exports { export_csv: Some("no/such/folder/a.csv".into()), ..Exports::default() };
+        let error = exports.check().expect_err("there is none");
+        assert!(error.to_string().contains("no/such/folder/a.csv"), "{error}");
+        assert!(Exports { export_csv: Some("a.csv".into()), ..Exports::default() }.check().is_ok());
+    }
+}
