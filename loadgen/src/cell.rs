@@ -14,7 +14,7 @@ use crate::{
     interrupt::Interrupt,
     measure::{CpuClock, CpuTicks, TcpTrouble},
     pinning::Cpus,
-    result::{Cell, Check, Costs, Counts, Latency},
+    result::{Cell, Check, Costs, Counts, Latency, Paced},
     spec::{Remote, Row},
 };
 
@@ -22,6 +22,8 @@ use crate::{
 const CLIENT_BOUND: f64 = 0.9;
 /// A rate that changes more within a window is no rate.
 const DRIFT_MAX: f64 = 0.1;
+/// An open loop that answers a smaller share of its rate did not keep it.
+const RATE_MIN: f64 = 0.99;
 /// How far rate times latency may be from the number of connections.
 const LITTLE_MAX: f64 = 0.05;
 /// Above this share of stolen time a cell says more about the neighbours than about the server.
@@ -111,6 +113,7 @@ fn load(settings: &Settings, place: Place, target: SocketAddr) -> Load {
         timeout: settings.timeout,
         warmup: settings.warmup,
         duration: settings.duration,
+        pacing: settings.pacing,
     }
 }
 
@@ -209,6 +212,7 @@ fn fill(cell: &mut Cell, settings: &Settings, counted: &Counted, readings: Optio
     cell.rps = (cell.window_seconds > 0.0).then(|| counted.requests as f64 / cell.window_seconds);
     cell.latency = Latency::of(&counted.latency);
     cell.histogram = Some(counted.latency.clone());
+    cell.paced = counted.paced.as_ref().map(Paced::from);
     cell.series.clone_from(&counted.series);
     cell.errors.clone_from(&counted.failures);
     if let Some((opened, closed)) = readings {
@@ -218,7 +222,7 @@ fn fill(cell: &mut Cell, settings: &Settings, counted: &Counted, readings: Optio
         cell.tcp = opened.tcp.zip(closed.tcp).map(|(opened, closed)| closed.since(opened));
     }
     if counted.error.is_none() {
-        cell.checks = client_checks(cell);
+        cell.checks = client_checks(settings, cell);
     }
 }
 
@@ -272,7 +276,7 @@ fn fill_server_costs(
         .collect();
 }
 
-fn client_checks(cell: &Cell) -> Vec<Check> {
+fn client_checks(settings: &Settings, cell: &Cell) -> Vec<Check> {
     let counts = &cell.counts;
     let mut checks = vec![
         Check::required(
@@ -296,7 +300,10 @@ fn client_checks(cell: &Cell) -> Vec<Check> {
         checks.push(Check::noted("client_not_saturated", share <= CLIENT_BOUND, detail));
     }
     checks.extend(steadiness(&cell.series));
-    checks.extend(littles_law(cell));
+    checks.extend(match settings.pacing {
+        Some(pacing) => rate_reached(cell, pacing.rate),
+        None => littles_law(cell),
+    });
     if let Some(tcp) = cell.tcp {
         let TcpTrouble { retransmitted_segments, dropped_connections, dropped_segments } = tcp;
         let none = tcp == TcpTrouble::default();
@@ -320,10 +327,21 @@ fn steadiness(series: &[u64]) -> Option<Check> {
     Some(Check::noted("steady_rate", change.abs() <= DRIFT_MAX, detail))
 }
 
+/// Whether an open loop kept its rate.
+fn rate_reached(cell: &Cell, rate: f64) -> Option<Check> {
+    let (rps, paced) = (cell.rps?, cell.paced.as_ref()?);
+    let Paced { offered, late, dropped, .. } = paced;
+    let detail = format!(
+        "{rps:.0} of {rate:.0} requests/s were answered; of {offered} that arrived, {late} waited for a free \
+         connection and {dropped} were never sent"
+    );
+    Some(Check::noted("rate_reached", rps >= RATE_MIN * rate, detail))
+}
+
 /// Rate times mean latency is the number of requests under way; in a closed loop that is one a
 /// connection. If it is not, one of the figures is wrong.
 fn littles_law(cell: &Cell) -> Option<Check> {
-    let (rps, latency) = (cell.rps?, cell.latency.as_ref().filter(|_| !cell.has_starved())?);
+    let (rps, latency) = (cell.rps?, cell.latency.as_ref().filter(|_| !cell.hides_latency())?);
     let (under_way, asked) = (rps * latency.mean_us / 1e6, cell.connections as f64);
     let detail = format!("{under_way:.1} requests were under way on average, of {asked} connections");
     Some(Check::noted("littles_law", (under_way / asked - 1.0).abs() <= LITTLE_MAX, detail))

@@ -5,13 +5,15 @@ use std::{net::IpAddr, path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
+    engine::open_loop::{Arrival, Pace, Pacing},
     error::Error,
     export::Exports,
     message::{HEADER_BYTES, MESSAGE_BYTES_MAX, Verify},
     pinning::Pinning,
     plan::Order,
     spec::{Hired, Kind, Remote, Row, Spec},
-    units, verdict,
+    units,
+    verdict::{self, Metric},
 };
 
 const EXIT_CODES: &str = "\
@@ -113,6 +115,16 @@ struct LoadArgs {
     /// Load before the window [default: 1s, quick: 200ms]
     #[arg(long, value_name = "TIME", value_parser = units::duration_or_zero)]
     warmup: Option<Duration>,
+    /// Requests a second over all connections, arriving by the clock (an open loop: latency counts from the
+    /// intended moment) [default: each connection asks again once it is answered]
+    #[arg(short = 'R', long, value_name = "RATE", value_parser = units::count)]
+    rate: Option<usize>,
+    /// How requests arrive [default: poisson]
+    #[arg(long, value_enum, requires = "rate")]
+    arrival: Option<Arrival>,
+    /// How the client waits for the next arrival [default: sleep]
+    #[arg(long, value_enum, requires = "rate")]
+    pace: Option<Pace>,
     /// Bytes of each request and reply, at least 24
     #[arg(short, long, value_name = "BYTES", default_value = "64", value_parser = size)]
     size: usize,
@@ -185,6 +197,8 @@ pub(crate) struct Settings {
     pub(crate) connections: Vec<usize>,
     pub(crate) duration: Duration,
     pub(crate) warmup: Duration,
+    /// An open loop; None for a closed one.
+    pub(crate) pacing: Option<Pacing>,
     pub(crate) size: usize,
     pub(crate) seed: u64,
     pub(crate) timeout: Duration,
@@ -194,6 +208,13 @@ pub(crate) struct Settings {
     pub(crate) output: Option<PathBuf>,
     pub(crate) format: Format,
     pub(crate) exports: Exports,
+}
+
+impl Settings {
+    /// What the verdict rests on: at a given rate, what it costs.
+    pub(crate) fn primary_metric(&self) -> Metric {
+        if self.pacing.is_some() { Metric::ServerCpuPerRequest } else { Metric::Rps }
+    }
 }
 
 impl CompareArgs {
@@ -274,6 +295,11 @@ impl LoadArgs {
             connections: self.connections,
             duration: self.duration.unwrap_or(Duration::from_millis(duration)),
             warmup: self.warmup.unwrap_or(Duration::from_millis(warmup)),
+            pacing: self.rate.map(|rate| Pacing {
+                rate: rate as f64,
+                arrival: self.arrival.unwrap_or(Arrival::Poisson),
+                pace: self.pace.unwrap_or(Pace::Sleep),
+            }),
             size: self.size,
             seed: self.seed,
             timeout: self.timeout,

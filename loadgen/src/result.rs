@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use clap::ValueEnum;
 use hdrhistogram::{
     Histogram,
     serialization::{Serializer, V2DeflateSerializer},
@@ -13,7 +14,7 @@ use crate::{
     cell::Place,
     cli::Settings,
     control::Identity,
-    engine::Failure,
+    engine::{Failure, open_loop::PacedCounts},
     machine::{Git, Machine},
     measure::TcpTrouble,
     pinning::Cpus,
@@ -61,6 +62,10 @@ pub(crate) struct Recorded {
     pub(crate) warmup_seconds: f64,
     pub(crate) timeout_seconds: f64,
     pub(crate) size_bytes: usize,
+    /// Requests a second; null in a closed loop, as are the two below.
+    pub(crate) rate: Option<f64>,
+    pub(crate) arrival: Option<String>,
+    pub(crate) pace: Option<String>,
     pub(crate) seed: u64,
     pub(crate) verify: &'static str,
     pub(crate) client: &'static str,
@@ -76,7 +81,7 @@ impl Recorded {
             command: settings.command,
             rows: settings.rows.iter().map(ToString::to_string).collect(),
             baseline: settings.rows[settings.baseline].to_string(),
-            primary_metric: Metric::PRIMARY,
+            primary_metric: settings.primary_metric(),
             rounds: settings.rounds,
             order: settings.order.name(),
             min_effect: settings.min_effect,
@@ -85,6 +90,9 @@ impl Recorded {
             warmup_seconds: settings.warmup.as_secs_f64(),
             timeout_seconds: settings.timeout.as_secs_f64(),
             size_bytes: settings.size,
+            rate: settings.pacing.map(|pacing| pacing.rate),
+            arrival: settings.pacing.and_then(|pacing| word(pacing.arrival)),
+            pace: settings.pacing.and_then(|pacing| word(pacing.pace)),
             seed: settings.seed,
             verify: settings.verify.name(),
             client: "io_uring",
@@ -93,6 +101,11 @@ impl Recorded {
             tcp_nodelay: true,
         }
     }
+}
+
+/// As the command line spells it.
+fn word(value: impl ValueEnum) -> Option<String> {
+    value.to_possible_value().map(|value| value.get_name().to_owned())
 }
 
 /// One cell. What was not measured is null.
@@ -116,6 +129,8 @@ pub(crate) struct Cell {
     pub(crate) latency: Option<Latency>,
     #[serde(serialize_with = "v2_deflate")]
     pub(crate) histogram: Option<Histogram<u64>>,
+    /// null in a closed loop.
+    pub(crate) paced: Option<Paced>,
     /// Requests of each tenth of a second of the window.
     pub(crate) series: Vec<u64>,
     pub(crate) costs: Costs,
@@ -143,6 +158,7 @@ impl Cell {
             rps: None,
             latency: None,
             histogram: None,
+            paced: None,
             series: Vec::new(),
             costs: Costs::default(),
             tcp: None,
@@ -157,14 +173,14 @@ impl Cell {
         self.error.is_none() && !self.spoiled
     }
 
-    pub(crate) fn has_starved(&self) -> bool {
-        self.counts.connections_starved > 0
+    /// Whether the latency leaves out the slowest: a server that lets some connections wait serves the
+    /// others the sooner, and a request that was never sent has no latency.
+    pub(crate) fn hides_latency(&self) -> bool {
+        self.counts.connections_starved > 0 || self.paced.as_ref().is_some_and(|paced| paced.dropped > 0)
     }
 
-    /// A server that lets some connections wait serves the others the sooner, so its latency is not
-    /// that of a fair one.
     fn fair_latency(&self) -> Option<&Latency> {
-        self.latency.as_ref().filter(|_| !self.has_starved())
+        self.latency.as_ref().filter(|_| !self.hides_latency())
     }
 
     pub(crate) fn metric(&self, metric: Metric) -> Option<f64> {
@@ -212,6 +228,40 @@ impl Latency {
             p999_us: quantile(0.999),
             max_us: histogram.max() as f64 / 1e3,
         })
+    }
+}
+
+/// What an open loop counts beside its replies, of the requests that arrived within the window. The
+/// latency of its cell is the response time: from the intended moment to the reply.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Paced {
+    pub(crate) offered: u64,
+    /// Found no free connection and had to wait for one.
+    pub(crate) late: u64,
+    /// Were never sent.
+    pub(crate) dropped: u64,
+    /// From the intended moment to the real one.
+    pub(crate) lag: Option<Latency>,
+    /// From sent to answered.
+    pub(crate) service: Option<Latency>,
+    #[serde(serialize_with = "v2_deflate")]
+    pub(crate) lag_histogram: Option<Histogram<u64>>,
+    #[serde(serialize_with = "v2_deflate")]
+    pub(crate) service_histogram: Option<Histogram<u64>>,
+}
+
+impl From<&PacedCounts> for Paced {
+    fn from(counts: &PacedCounts) -> Self {
+        let PacedCounts { offered, late, dropped, lag, service } = counts;
+        Self {
+            offered: *offered,
+            late: *late,
+            dropped: *dropped,
+            lag: Latency::of(lag),
+            service: Latency::of(service),
+            lag_histogram: Some(lag.clone()),
+            service_histogram: Some(service.clone()),
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use hdrhistogram::Histogram;
 
 use crate::{
     cli::Settings,
-    result::{Cell, Comparison, Document, Latency, Summary},
+    result::{Cell, Comparison, Document, Latency, Paced, Summary},
     stats,
     units::grouped,
     verdict::{Metric, Verdict},
@@ -12,7 +12,8 @@ use crate::{
 
 const CLIENT_BOUND: &str = "client_not_saturated";
 /// Checks that say how figures are to be read, and what it means that one of them fails.
-const NOTED: [(&str, &str); 4] = [
+const NOTED: [(&str, &str); 5] = [
+    ("rate_reached", "less than 99 % of the rate was reached"),
     (CLIENT_BOUND, "client-bound (the true ratio of rates may be larger)"),
     ("steady_rate", "the rate changed by more than a tenth"),
     ("littles_law", "rate and latency do not fit the number of connections"),
@@ -27,6 +28,7 @@ pub(crate) struct Line {
     pub(crate) client_bound: bool,
     pub(crate) rps: Option<f64>,
     pub(crate) latency: Option<Latency>,
+    pub(crate) paced: Option<PacedLine>,
     pub(crate) server_cpu: Option<f64>,
     pub(crate) total_cpu: Option<f64>,
     pub(crate) syscalls: Option<f64>,
@@ -45,7 +47,8 @@ impl Line {
             row: row.into(),
             client_bound,
             rps: median(&|cell| cell.rps),
-            latency: cells.iter().all(|cell| !cell.has_starved()).then(|| merged_latency(&cells)).flatten(),
+            latency: cells.iter().all(|cell| !cell.hides_latency()).then(|| merged_latency(&cells)).flatten(),
+            paced: PacedLine::of(&cells),
             server_cpu: median(&|cell| cell.costs.server_cpu_us_per_request),
             total_cpu: median(&|cell| cell.costs.total_cpu_us_per_request),
             syscalls: median(&|cell| cell.costs.syscalls_per_request),
@@ -62,6 +65,30 @@ fn counted<'a>(cells: &'a [Cell], row: &'a str, connections: usize) -> impl Iter
     cells.iter().filter(move |cell| {
         cell.row == row && cell.connections == connections && cell.counts_for_comparison()
     })
+}
+
+/// What an open loop adds to a line: histograms and counts of all rounds together.
+#[derive(Debug)]
+pub(crate) struct PacedLine {
+    pub(crate) lag: Option<Latency>,
+    pub(crate) service: Option<Latency>,
+    pub(crate) late: u64,
+    pub(crate) dropped: u64,
+}
+
+impl PacedLine {
+    fn of(cells: &[&Cell]) -> Option<Self> {
+        let paced: Vec<&Paced> = cells.iter().filter_map(|cell| cell.paced.as_ref()).collect();
+        let latency = |pick: fn(&Paced) -> Option<&Histogram<u64>>| {
+            Latency::of(&sum(paced.iter().filter_map(|paced| pick(paced)))?)
+        };
+        (!paced.is_empty()).then(|| Self {
+            lag: latency(|paced| paced.lag_histogram.as_ref()),
+            service: latency(|paced| paced.service_histogram.as_ref()),
+            late: paced.iter().map(|paced| paced.late).sum(),
+            dropped: paced.iter().map(|paced| paced.dropped).sum(),
+        })
+    }
 }
 
 /// A metric of one row at one number of connections, over its rounds.
@@ -120,15 +147,19 @@ fn merged_latency(cells: &[&Cell]) -> Option<Latency> {
 }
 
 fn merged(cells: &[&Cell]) -> Option<Histogram<u64>> {
-    let mut merged: Option<Histogram<u64>> = None;
-    for histogram in cells.iter().filter_map(|cell| cell.histogram.as_ref()) {
-        match &mut merged {
+    sum(cells.iter().filter_map(|cell| cell.histogram.as_ref()))
+}
+
+fn sum<'a>(histograms: impl Iterator<Item = &'a Histogram<u64>>) -> Option<Histogram<u64>> {
+    let mut sum: Option<Histogram<u64>> = None;
+    for histogram in histograms {
+        match &mut sum {
             // All histograms of a run have the same bounds, so none of the values is out of range.
-            Some(merged) => merged.add(histogram).ok()?,
-            None => merged = Some(histogram.clone()),
+            Some(sum) => sum.add(histogram).ok()?,
+            None => sum = Some(histogram.clone()),
         }
     }
-    merged
+    sum
 }
 
 /// Every row against the baseline, in every metric, at every number of connections.
@@ -171,17 +202,17 @@ fn compare(
         rounds: ratios.len(),
         ratios,
         verdict: Verdict::of(metric, &estimate, settings.min_effect),
-        primary: metric == primary_metric(cells, a, b, connections),
+        primary: metric == primary_metric(settings, cells, (a, b), connections),
     })
 }
 
 /// What the verdict rests on: the rate, unless the client was at its limit in most cells of either row. Then the
 /// rate is the client's, and the server's cost tells more.
-fn primary_metric(cells: &[Cell], a: &str, b: &str, connections: usize) -> Metric {
+fn primary_metric(settings: &Settings, cells: &[Cell], (a, b): (&str, &str), connections: usize) -> Metric {
     if is_client_bound(cells, a, connections) || is_client_bound(cells, b, connections) {
         Metric::ServerCpuPerRequest
     } else {
-        Metric::PRIMARY
+        settings.primary_metric()
     }
 }
 
@@ -330,8 +361,10 @@ mod tests {
         assert!(!is_client_bound(&free, "epoll", 8), "half of them is not most of them");
         let mut cells: Vec<Cell> = (1..=6).map(|round| cell("io_uring", round, round <= 4)).collect();
         cells.extend(free);
-        assert_eq!(primary_metric(&cells, "io_uring", "epoll", 8), Metric::ServerCpuPerRequest);
-        assert_eq!(primary_metric(&cells, "threads", "epoll", 8), Metric::Rps);
-        assert_eq!(primary_metric(&cells, "io_uring", "epoll", 16), Metric::Rps, "no cell is like this");
+        let settings = crate::cli::CompareArgs::quick().settings().expect("valid");
+        let primary = |pair, connections| primary_metric(&settings, &cells, pair, connections);
+        assert_eq!(primary(("io_uring", "epoll"), 8), Metric::ServerCpuPerRequest);
+        assert_eq!(primary(("threads", "epoll"), 8), Metric::Rps);
+        assert_eq!(primary(("io_uring", "epoll"), 16), Metric::Rps, "no cell is like this");
     }
 }

@@ -29,10 +29,6 @@ impl Metric {
         Self::SyscallsPerRequest,
     ];
 
-    /// The metric on which the verdict rests, named before anything is measured, unless the client turns out
-    /// to be what limits it.
-    pub(crate) const PRIMARY: Self = Self::Rps;
-
     /// What it is, for other tools.
     pub(crate) fn title(self) -> &'static str {
         match self {

@@ -24,6 +24,8 @@ pub(crate) struct Connection {
     pub(crate) sequence: u64,
     /// When the request on the way was sent; None while nothing is asked.
     pub(crate) sent_at: Option<Instant>,
+    /// When it was meant to be sent, in an open loop.
+    pub(crate) intended: Option<Instant>,
     /// Whether a reply came within the window.
     pub(crate) served: bool,
     connecting: Option<Instant>,
@@ -47,8 +49,9 @@ impl Connection {
     }
 
     /// Notes that a request was sent.
-    pub(crate) fn ask(&mut self, now: Instant) {
+    pub(crate) fn ask(&mut self, now: Instant, intended: Option<Instant>) {
         self.sent_at = Some(now);
+        self.intended = intended;
         self.received = 0;
     }
 
@@ -115,7 +118,7 @@ mod tests {
 
     fn asking(sequence: u64) -> Connection {
         let mut connection = Connection { sequence, ..Connection::default() };
-        connection.ask(Instant::now());
+        connection.ask(Instant::now(), None);
         connection
     }
 

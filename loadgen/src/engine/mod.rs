@@ -7,6 +7,7 @@
 pub(crate) mod buffers;
 mod connection;
 mod failure;
+pub(crate) mod open_loop;
 mod ring;
 mod sources;
 
@@ -16,13 +17,14 @@ use std::{
 };
 
 use hdrhistogram::Histogram;
-use nix::errno::Errno;
+use nix::{errno::Errno, sys::prctl};
 
 pub(crate) use self::failure::Failure;
 use self::{
     buffers::Lease,
     connection::{Connection, Progress},
     failure::Failures,
+    open_loop::{OpenLoop, PacedCounts, Pacing},
     ring::{Event, Ring},
     sources::Sources,
 };
@@ -50,6 +52,8 @@ pub(crate) struct Load {
     pub(crate) timeout: Duration,
     pub(crate) warmup: Duration,
     pub(crate) duration: Duration,
+    /// An open loop; None for a closed one.
+    pub(crate) pacing: Option<Pacing>,
 }
 
 /// Who looks at the clocks when the window opens and closes, and knows whether to go on.
@@ -73,8 +77,11 @@ pub(crate) struct Counted {
     pub(crate) alive: usize,
     /// Connections that got no reply within the window.
     pub(crate) starved: usize,
-    /// Of the requests that were under way at any time within the window.
+    /// Of the requests that were under way at any time within the window; in an open loop, of those that
+    /// arrived within it, from the moment that was meant.
     pub(crate) latency: Histogram<u64>,
+    /// None in a closed loop.
+    pub(crate) paced: Option<PacedCounts>,
     /// Requests of each [`SLICE`] of the window.
     pub(crate) series: Vec<u64>,
     pub(crate) failures: Vec<Failure>,
@@ -94,8 +101,15 @@ enum Phase {
 pub(crate) fn run(load: &Load, watcher: &mut impl Watcher) -> Result<Counted, Error> {
     let sources = Sources::new(load.target, load.connections);
     let ring = Ring::new(load.connections, load.size, load.target.into())?;
+    let counted = Counted::new()?;
+    let open = load.pacing.map(|pacing| OpenLoop::new(pacing, load.seed, &counted.latency));
+    if open.is_some() {
+        // Else the kernel rounds every wait up by 50 us. It is only a loss of precision if it fails.
+        let _ = prctl::set_timerslack(1);
+    }
     let mut engine = Engine {
         load,
+        open,
         ring,
         sources,
         connections: (0..load.connections).map(|_| Connection::default()).collect(),
@@ -106,7 +120,7 @@ pub(crate) fn run(load: &Load, watcher: &mut impl Watcher) -> Result<Counted, Er
         connected: 0,
         outstanding: 0,
         parked: VecDeque::new(),
-        counted: Counted::new()?,
+        counted,
         failures: Failures::default(),
     };
     let ended = engine.run(watcher);
@@ -125,6 +139,7 @@ impl Counted {
             alive: 0,
             starved: 0,
             latency,
+            paced: None,
             series: Vec::new(),
             failures: Vec::new(),
             error: None,
@@ -144,6 +159,7 @@ impl Counted {
 
 struct Engine<'a> {
     load: &'a Load,
+    open: Option<OpenLoop>,
     ring: Ring,
     sources: Sources,
     connections: Vec<Connection>,
@@ -165,6 +181,7 @@ impl Engine<'_> {
         loop {
             self.open_connections()?;
             self.rearm_parked();
+            self.send_arrived();
             self.ring
                 .wait(self.patience())
                 .map_err(|error| Error::internal(format!("io_uring_enter: {error}")))?;
@@ -195,11 +212,13 @@ impl Engine<'_> {
             Phase::Ramp if self.connected == self.load.connections => {
                 self.counted.ramp = now.duration_since(self.began);
                 self.enter_phase(Phase::Warmup, now);
-                (0..self.load.connections).for_each(|slot| self.ask(slot));
+                self.open.iter_mut().for_each(|open| open.begin(now));
+                (0..self.load.connections).for_each(|slot| self.go_on(slot));
             }
             Phase::Warmup if spent >= self.load.warmup => {
                 watcher.window_opened();
                 self.enter_phase(Phase::Window, Instant::now());
+                self.open.iter_mut().for_each(|open| open.open_window(self.phase_began));
             }
             Phase::Window if spent >= self.load.duration => self.close_window(watcher),
             Phase::Drain => return self.outstanding == 0,
@@ -214,11 +233,20 @@ impl Engine<'_> {
     }
 
     fn close_window(&mut self, watcher: &mut impl Watcher) {
+        // What has arrived until now still has its chance.
+        self.send_arrived();
         let now = Instant::now();
         watcher.window_closed();
         self.counted.window = now.duration_since(self.phase_began);
         self.counted.alive = self.connected;
-        self.counted.starved = self.connections.iter().filter(|connection| !connection.served).count();
+        match &mut self.open {
+            Some(open) => open.close_window(),
+            // In an open loop a connection that nobody needed is not starved.
+            None => {
+                self.counted.starved =
+                    self.connections.iter().filter(|connection| !connection.served).count();
+            }
+        }
         self.enter_phase(Phase::Drain, now);
     }
 
@@ -229,7 +257,9 @@ impl Engine<'_> {
             Phase::Window => self.load.duration,
             Phase::Ramp | Phase::Drain => return TICK,
         };
-        planned.saturating_sub(self.phase_began.elapsed()).clamp(Duration::from_micros(1), TICK)
+        let planned =
+            planned.saturating_sub(self.phase_began.elapsed()).clamp(Duration::from_micros(1), TICK);
+        self.open.as_ref().map_or(planned, |open| planned.min(open.patience(Instant::now())))
     }
 
     fn open_connections(&mut self) -> Result<(), Error> {
@@ -273,7 +303,7 @@ impl Engine<'_> {
     /// A reply can be whole before the send of its request is told; then the next one waits for this.
     fn sent(&mut self, slot: usize) {
         if self.connections[slot].sent_at.is_none() {
-            self.ask(slot);
+            self.go_on(slot);
         }
     }
 
@@ -338,21 +368,45 @@ impl Engine<'_> {
             self.counted.count_in_slice(now.duration_since(self.phase_began));
         }
         // What was under way when the window closed belongs to it: these are the slowest of all.
-        if matches!(self.phase, Phase::Window | Phase::Drain) {
-            self.counted.latency.saturating_record(now.duration_since(sent_at).as_nanos() as u64);
+        let latency = match &mut self.open {
+            Some(open) => open.answered(connection.intended.unwrap_or(sent_at), sent_at, now),
+            None => matches!(self.phase, Phase::Window | Phase::Drain).then(|| now - sent_at),
+        };
+        if let Some(latency) = latency {
+            self.counted.latency.saturating_record(latency.as_nanos() as u64);
         }
-        self.ask(slot);
+        self.go_on(slot);
+    }
+
+    /// A connection has its reply: it asks again, or in an open loop is free for the next arrival.
+    fn go_on(&mut self, slot: usize) {
+        match &mut self.open {
+            None => self.ask(slot, None),
+            // One whose send is not over yet comes by here once more.
+            Some(open) if self.ring.outgoing_mut(slot).is_some() => open.free(slot),
+            Some(_) => {}
+        }
+    }
+
+    /// Sends what has arrived by the clock.
+    fn send_arrived(&mut self) {
+        if !matches!(self.phase, Phase::Warmup | Phase::Window) {
+            return;
+        }
+        while let Some((slot, intended)) = self.open.as_mut().and_then(|open| open.next(Instant::now())) {
+            self.ask(slot, Some(intended));
+        }
     }
 
     /// Sends the next request, unless the run drains or the last one is still being sent.
-    fn ask(&mut self, slot: usize) {
+    fn ask(&mut self, slot: usize, intended: Option<Instant>) {
         if self.phase == Phase::Drain {
             return;
         }
         let connection = &mut self.connections[slot];
         let Some(message) = self.ring.outgoing_mut(slot) else { return };
         message::encode(message, self.load.seed, slot as u32, connection.sequence);
-        connection.ask(Instant::now());
+        connection.ask(Instant::now(), intended);
         self.outstanding += 1;
         self.ring.send(slot);
     }
@@ -382,6 +436,7 @@ impl Engine<'_> {
         if self.phase == Phase::Window {
             self.close_window(watcher);
         }
+        self.counted.paced = self.open.map(|open| open.counts);
         self.counted.failures = self.failures.into_counts();
         self.counted.error = ended.err();
         self.counted

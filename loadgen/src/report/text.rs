@@ -93,6 +93,10 @@ fn table(text: &mut String, settings: &Settings, document: &Document, connection
     }
     cost_heading(text);
     lines.iter().for_each(|line| cost(text, line));
+    if lines.iter().any(|line| line.paced.is_some()) {
+        pacing_heading(text);
+        lines.iter().for_each(|line| pacing(text, line));
+    }
     text.push('\n');
 }
 
@@ -101,10 +105,11 @@ fn table(text: &mut String, settings: &Settings, document: &Document, connection
 fn heading(text: &mut String, settings: &Settings, connections: usize) {
     let _ = writeln!(
         text,
-        "{} connection{}, {} requests, {} round{} of {}\n",
+        "{} connection{}, {} requests{}, {} round{} of {}\n",
         grouped(connections as u64),
         plural(connections),
         bytes(settings.size as u64),
+        settings.pacing.map(|pacing| format!(", {}/s", grouped(pacing.rate as u64))).unwrap_or_default(),
         settings.rounds,
         plural(settings.rounds),
         humantime::format_duration(settings.duration)
@@ -158,6 +163,30 @@ fn cost(text: &mut String, line: &Line) {
     );
 }
 
+/// Of an open loop, whose latency above is counted from the intended moment.
+fn pacing_heading(text: &mut String) {
+    let _ = writeln!(
+        text,
+        "\n{:<NAME_WIDTH$}{:>13}{:>13}{:>14}{:>11}{:>11}",
+        "pacing:", "lag p50 us", "lag p99 us", "service p99", "late", "dropped"
+    );
+}
+
+fn pacing(text: &mut String, line: &Line) {
+    let Some(paced) = &line.paced else { return };
+    let (lag, service) = (paced.lag.as_ref(), paced.service.as_ref());
+    let _ = writeln!(
+        text,
+        "{}{:>13}{:>13}{:>14}{:>11}{:>11}",
+        name(line),
+        microseconds(lag.map(|lag| lag.p50_us)),
+        microseconds(lag.map(|lag| lag.p99_us)),
+        microseconds(service.map(|service| service.p99_us)),
+        grouped(paced.late),
+        grouped(paced.dropped)
+    );
+}
+
 /// A name that is too long for its column gets a line of its own.
 fn name(line: &Line) -> String {
     let row = format!("{}{}", line.row, if line.client_bound { BOUND } else { "" });
@@ -185,7 +214,7 @@ fn microseconds(value: Option<f64>) -> String {
 
 fn ratio(comparisons: &[Comparison], row: &str, connections: usize) -> String {
     let comparison = comparisons.iter().find(|comparison| {
-        comparison.metric == Metric::PRIMARY && comparison.a == row && comparison.connections == connections
+        comparison.metric == Metric::Rps && comparison.a == row && comparison.connections == connections
     });
     let Some(comparison) = comparison else { return MISSING.into() };
     interval(comparison.ratio, comparison.low.zip(comparison.high))
@@ -233,6 +262,7 @@ fn labelled(text: &mut String, label: &str, body: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::summary::PacedLine;
 
     #[test]
     fn paragraphs_keep_to_the_width() {
@@ -256,7 +286,13 @@ mod tests {
             row: "io_uring:no-multishot".into(),
             client_bound: true,
             rps: Some(99_999_999.0),
-            latency: Some(latency),
+            latency: Some(latency.clone()),
+            paced: Some(PacedLine {
+                lag: Some(latency.clone()),
+                service: Some(latency),
+                late: 9_999_999,
+                dropped: 9_999_999,
+            }),
             server_cpu: Some(1_234.567),
             total_cpu: Some(1_234.567),
             syscalls: Some(12.345),
@@ -268,6 +304,8 @@ mod tests {
         speed(&mut text, &line, &interval(10.123, Some((9.999, 100.123))));
         cost_heading(&mut text);
         cost(&mut text, &line);
+        pacing_heading(&mut text);
+        pacing(&mut text, &line);
         assert!(text.lines().all(|line| line.len() <= WIDTH), "{text}");
         assert!(text.contains(" - "), "{text}");
     }

@@ -158,7 +158,7 @@ fn a_target_that_refuses_is_named() {
 
 #[test]
 fn a_wrong_command_line_is_one_line() {
-    let lines: [(&[&str], &str); 11] = [
+    let lines: [(&[&str], &str); 13] = [
         (&["compare", "--bogus"], "--bogus"),
         (&["compare", "-s", "10"], "24 or more"),
         (&["compare", "-d", "5"], "500ms"),
@@ -168,6 +168,8 @@ fn a_wrong_command_line_is_one_line() {
         (&["compare", "--backend", "epoll,threads,epoll"], "named twice"),
         (&["compare", "--server", "nginx"], "name=command"),
         (&["compare", "--server", "nginx=nginx -p 80"], "{port}"),
+        (&["compare", "--pace", "spin"], "--rate"),
+        (&["compare", "-R", "0"], "at least 1"),
         (&["run"], "TARGET"),
         (&["run", "127.0.0.1:80"], "tcp://host:port"),
     ];

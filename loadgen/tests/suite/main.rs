@@ -4,4 +4,5 @@ mod bad_days;
 mod common;
 mod comparison;
 mod exports;
+mod open_loop;
 mod wrong_servers;
