@@ -114,6 +114,7 @@ fn load(settings: &Settings, place: Place, target: SocketAddr) -> Load {
         warmup: settings.warmup,
         duration: settings.duration,
         pacing: settings.pacing,
+        stall: settings.client_stall,
     }
 }
 

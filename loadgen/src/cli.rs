@@ -11,6 +11,7 @@ use crate::{
     message::{HEADER_BYTES, MESSAGE_BYTES_MAX, Verify},
     pinning::Pinning,
     plan::Order,
+    selftest::SelftestArgs,
     spec::{Hired, Kind, Remote, Row, Spec},
     units,
     verdict::{self, Metric},
@@ -53,6 +54,9 @@ pub(crate) enum Command {
     Compare(CompareArgs),
     /// Measure one target: a backend, or a server that runs already
     Run(RunArgs),
+    /// Measure the instrument: the client's ceiling and lag, the noise of comparing a server with itself, and
+    /// whether planted faults are found
+    Selftest(SelftestArgs),
     /// Run an echo server on a chosen backend
     Serve(ServeArgs),
 }
@@ -199,6 +203,8 @@ pub(crate) struct Settings {
     pub(crate) warmup: Duration,
     /// An open loop; None for a closed one.
     pub(crate) pacing: Option<Pacing>,
+    /// The client stands still for so long in the middle of the window: a fault that only selftest plants.
+    pub(crate) client_stall: Option<Duration>,
     pub(crate) size: usize,
     pub(crate) seed: u64,
     pub(crate) timeout: Duration,
@@ -300,6 +306,7 @@ impl LoadArgs {
                 arrival: self.arrival.unwrap_or(Arrival::Poisson),
                 pace: self.pace.unwrap_or(Pace::Sleep),
             }),
+            client_stall: None,
             size: self.size,
             seed: self.seed,
             timeout: self.timeout,

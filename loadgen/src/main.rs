@@ -18,6 +18,7 @@ mod plan;
 mod raw;
 mod report;
 mod result;
+mod selftest;
 mod serve;
 mod session;
 mod spec;
@@ -52,6 +53,7 @@ fn run() -> Result<Exit, Error> {
         None => session::measure(&CompareArgs::quick().settings()?),
         Some(Command::Compare(args)) => session::measure(&args.settings()?),
         Some(Command::Run(args)) => session::measure(&args.settings()?),
+        Some(Command::Selftest(args)) => selftest::run(&args),
         Some(Command::Serve(args)) => serve::serve(&args).map(|()| Exit::Done),
     }
 }

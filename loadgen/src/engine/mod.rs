@@ -13,6 +13,7 @@ mod sources;
 
 use std::{
     collections::VecDeque,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -54,6 +55,8 @@ pub(crate) struct Load {
     pub(crate) duration: Duration,
     /// An open loop; None for a closed one.
     pub(crate) pacing: Option<Pacing>,
+    /// A planted fault: the client stands still for so long in the middle of the window.
+    pub(crate) stall: Option<Duration>,
 }
 
 /// Who looks at the clocks when the window opens and closes, and knows whether to go on.
@@ -110,6 +113,7 @@ pub(crate) fn run(load: &Load, watcher: &mut impl Watcher) -> Result<Counted, Er
     let mut engine = Engine {
         load,
         open,
+        stall: load.stall,
         ring,
         sources,
         connections: (0..load.connections).map(|_| Connection::default()).collect(),
@@ -160,6 +164,7 @@ impl Counted {
 struct Engine<'a> {
     load: &'a Load,
     open: Option<OpenLoop>,
+    stall: Option<Duration>,
     ring: Ring,
     sources: Sources,
     connections: Vec<Connection>,
@@ -188,6 +193,7 @@ impl Engine<'_> {
             while let Some(event) = self.ring.next_event() {
                 self.handle(event);
             }
+            self.stall();
             let now = Instant::now();
             if now.duration_since(looked) >= TICK {
                 looked = now;
@@ -202,6 +208,14 @@ impl Engine<'_> {
             if self.advance(now, watcher) {
                 return Ok(());
             }
+        }
+    }
+
+    fn stall(&mut self) {
+        let Some(stall) = self.stall else { return };
+        if self.phase == Phase::Window && self.phase_began.elapsed() >= self.load.duration / 2 {
+            self.stall = None;
+            thread::sleep(stall);
         }
     }
 

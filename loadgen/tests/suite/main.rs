@@ -5,4 +5,5 @@ mod common;
 mod comparison;
 mod exports;
 mod open_loop;
+mod selftest;
 mod wrong_servers;

@@ -1,0 +1,230 @@
+//! What the instrument itself can do on this machine: the client's ceiling, its lag, the noise of
+//! comparing a server with itself, and whether planted faults are found.
+
+mod faults;
+
+use std::time::Duration;
+
+use clap::Parser;
+
+use self::faults::{Fault, STALL};
+use crate::{
+    cell::{self, Place},
+    cli::{Cli, Command, Settings},
+    error::{Error, Exit},
+    interrupt::Interrupt,
+    machine,
+    pinning::{self, Cpus},
+    plan, report,
+    result::{Cell, Comparison},
+    spec::{Remote, Row},
+    summary,
+    units::grouped,
+    verdict::Metric,
+};
+
+const CONNECTIONS: [&str; 2] = ["64", "1k"];
+/// Connections for the faults that show as latency: enough for a free one at every arrival.
+const MANY: &str = "512";
+
+/// What is tested.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// How much the client can ask of a server
+    Ceiling,
+    /// How late it sends in an open loop
+    Lag,
+    /// What a comparison says of a server and itself
+    Noise,
+    /// Whether planted faults are found
+    Faults,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct SelftestArgs {
+    /// Only this part
+    #[arg(long, value_enum)]
+    part: Option<Part>,
+}
+
+/// Runs the parts, a line each; a fault that is not found is an error.
+pub(crate) fn run(args: &SelftestArgs) -> Result<Exit, Error> {
+    let interrupt = Interrupt::watch()?;
+    machine::raise_descriptor_limit();
+    let bench = Bench { cpus: pinning::Pinning::Auto.choose()?, interrupt };
+    if let Some(cpu) = bench.cpus.client {
+        pinning::pin(cpu)?;
+    }
+    let wanted = |part| args.part.is_none_or(|only| only == part);
+    if wanted(Part::Ceiling) {
+        CONNECTIONS.iter().try_for_each(|connections| bench.ceiling(connections))?;
+    }
+    if wanted(Part::Lag) {
+        ["sleep", "spin"].iter().try_for_each(|pace| bench.lag_floor(pace))?;
+    }
+    if wanted(Part::Noise) {
+        CONNECTIONS.iter().try_for_each(|connections| bench.noise_floor(connections))?;
+    }
+    if wanted(Part::Faults) { bench.planted_faults() } else { Ok(Exit::Done) }
+}
+
+struct Bench {
+    cpus: Cpus,
+    interrupt: Interrupt,
+}
+
+impl Bench {
+    /// How many requests a second would take the whole of the client's core.
+    fn ceiling(&self, connections: &str) -> Result<(), Error> {
+        let settings = settings(&["--backend", "raw-uring", "-c", connections, "-d", "1s"])?;
+        let cell = self.cell(&settings, 0, 1)?;
+        let ceiling = cell.costs.client_cpu_us_per_request.map(|us| 1e6 / us);
+        let ceiling = ceiling.map_or("not available".into(), |rate| grouped(rate as u64));
+        say(&format!("client's ceiling, {connections} connections: {ceiling} requests a core and second"));
+        Ok(())
+    }
+
+    /// How late the client sends when nothing else is in its way.
+    fn lag_floor(&self, pace: &str) -> Result<(), Error> {
+        let line = ["--backend", "raw-epoll", "-c", "64", "-d", "1s", "-R", "1k", "--pace", pace];
+        let cell = self.cell(&settings(&line)?, 0, 1)?;
+        let lag = cell.paced.as_ref().and_then(|paced| paced.lag.as_ref());
+        let lag = lag.map_or("not available".into(), |lag| {
+            format!("p50 {:.0} us, p99 {:.0} us", lag.p50_us, lag.p99_us)
+        });
+        say(&format!("lag floor, --pace {pace}: {lag}"));
+        Ok(())
+    }
+
+    /// What a comparison says of a server and itself.
+    fn noise_floor(&self, connections: &str) -> Result<(), Error> {
+        let mut settings = settings(&["--backend", "raw-epoll", "-c", connections, "-d", "500ms"])?;
+        settings.rows.push("again=unused {port}".parse().map(Row::Hired).map_err(Error::internal)?);
+        (settings.baseline, settings.rounds) = (0, crate::stats::ROUNDS_MIN);
+        let mut cells = Vec::new();
+        for (index, rows) in plan::rounds(settings.order, 2, settings.rounds, 1).into_iter().enumerate() {
+            for row in rows {
+                // The same server under two names.
+                let mut cell = self.cell(&settings, 0, index + 1)?;
+                cell.row = settings.rows[row].to_string();
+                cells.push(cell);
+            }
+        }
+        let comparisons = summary::comparisons(&settings, &cells);
+        for metric in [Metric::Rps, Metric::ServerCpuPerRequest] {
+            let comparison = comparisons.iter().find(|comparison| comparison.metric == metric);
+            let text = comparison.map_or("not available".into(), noise);
+            say(&format!("noise floor, {connections} connections, {}: {text}", metric.title()));
+        }
+        Ok(())
+    }
+
+    fn planted_faults(&self) -> Result<Exit, Error> {
+        let mut missed = Vec::new();
+        for (fault, cause) in [
+            (Fault::FlippedByte, "corrupted_reply"),
+            (Fault::SwappedReply, "foreign_reply"),
+            (Fault::LostReply, "no_reply"),
+            (Fault::RepeatedReply, "repeated_reply"),
+        ] {
+            let line = ["tcp://127.0.0.1:1", "-c", "2", "-d", "1s", "--timeout", "500ms"];
+            let cell = self.against(fault, &line, None)?;
+            let told = cell.errors.iter().any(|error| error.cause == cause);
+            tell(&format!("{fault:?}"), told, &cell.error.unwrap_or_default(), &mut missed);
+        }
+        let line = ["tcp://127.0.0.1:1", "-c", MANY, "-d", "1s", "-R", "500", "--arrival", "constant"];
+        let cell = self.against(Fault::StalledServer, &line, None)?;
+        let (service, lag) = (greatest(&cell, false), greatest(&cell, true));
+        let told = service >= 0.9 * us(STALL) && lag < service;
+        let detail = |service: f64, lag: f64| format!("service up to {service:.0} us, lag up to {lag:.0} us");
+        tell("StalledServer", told, &detail(service, lag), &mut missed);
+        let cell = self.against(Fault::None, &line, Some(STALL))?;
+        let (service, lag) = (greatest(&cell, false), greatest(&cell, true));
+        let told = lag >= 0.9 * us(STALL) && service < lag;
+        tell("SlowClient", told, &detail(service, lag), &mut missed);
+        if missed.is_empty() {
+            return Ok(Exit::Done);
+        }
+        Err(Error::internal(format!("planted faults were not found: {}", missed.join(", "))))
+    }
+
+    fn against(&self, fault: Fault, line: &[&str], stall: Option<Duration>) -> Result<Cell, Error> {
+        let address = faults::serve(fault)
+            .map_err(|error| Error::machine(format!("cannot serve the planted fault: {error}")))?;
+        let mut settings = settings(line)?;
+        let remote: Remote = format!("tcp://{address}").parse().map_err(Error::internal)?;
+        (settings.rows, settings.client_stall) = (vec![Row::Remote(remote)], stall);
+        (settings.size, settings.warmup) = (faults::SIZE, Duration::ZERO);
+        let place = Place { round: 1, row: 0, connections: settings.connections[0], repeat: false };
+        let (cell, error) = cell::run(&settings, place, self.cpus, &self.interrupt);
+        match error {
+            Some(error) if error.exit != Exit::Verification => Err(error),
+            _ => Ok(cell),
+        }
+    }
+
+    fn cell(&self, settings: &Settings, row: usize, round: usize) -> Result<Cell, Error> {
+        let place = Place { round, row, connections: settings.connections[0], repeat: false };
+        let (cell, error) = cell::run(settings, place, self.cpus, &self.interrupt);
+        match error {
+            Some(error) => Err(error),
+            None if self.interrupt.came() => Err(Error::interrupted()),
+            None => Ok(cell),
+        }
+    }
+}
+
+/// The settings of a `run` with these arguments.
+fn settings(line: &[&str]) -> Result<Settings, Error> {
+    let line = ["loadgen", "run", "--warmup", "200ms"].iter().chain(line);
+    match Cli::try_parse_from(line).map(|cli| cli.command) {
+        Ok(Some(Command::Run(args))) => args.settings(),
+        Ok(_) => Err(Error::internal("the line above says run")),
+        Err(error) => Err(Error::internal(error.to_string())),
+    }
+}
+
+fn noise(comparison: &Comparison) -> String {
+    let ends = comparison.low.zip(comparison.high);
+    let Some((low, high)) = ends else { return format!("ratio {:.3}", comparison.ratio) };
+    let floor = (high - 1.0).max(1.0 - low) * 100.0;
+    format!(
+        "a server against itself is {:.3} [{low:.3}, {high:.3}]; effects below {floor:.1} % are noise in {} rounds of \
+         500 ms",
+        comparison.ratio, comparison.rounds
+    )
+}
+
+fn greatest(cell: &Cell, lag: bool) -> f64 {
+    let latency =
+        cell.paced.as_ref().and_then(|paced| if lag { paced.lag.as_ref() } else { paced.service.as_ref() });
+    latency.map_or(0.0, |latency| latency.max_us)
+}
+
+fn us(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e6
+}
+
+fn tell(fault: &str, told: bool, detail: &str, missed: &mut Vec<String>) {
+    let name = words(fault);
+    say(&format!("planted {name}: {}: {detail}", if told { "found" } else { "NOT FOUND" }));
+    if !told {
+        missed.push(name);
+    }
+}
+
+/// `FlippedByte` is a flipped byte.
+fn words(name: &str) -> String {
+    let mut words = String::new();
+    for letter in name.chars() {
+        if letter.is_uppercase() && !words.is_empty() {
+            words.push(' ');
+        }
+        words.extend(letter.to_lowercase());
+    }
+    words
+}
+
+fn say(line: &str) {
+    report::print(&format!("{line}\n"));
+}
