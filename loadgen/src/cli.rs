@@ -5,6 +5,7 @@ use std::{net::IpAddr, path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
+    doctor::DoctorArgs,
     engine::open_loop::{Arrival, Pace, Pacing},
     error::Error,
     export::Exports,
@@ -57,6 +58,8 @@ pub(crate) enum Command {
     /// Measure the instrument: the client's ceiling and lag, the noise of comparing a server with itself, and
     /// whether planted faults are found
     Selftest(SelftestArgs),
+    /// Say what this machine allows for so many connections, and the command that changes each limit
+    Doctor(DoctorArgs),
     /// Run an echo server on a chosen backend
     Serve(ServeArgs),
 }

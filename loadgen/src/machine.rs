@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::{error::Error, pinning, units};
 
 /// Descriptors that loadgen itself needs: standard streams, pipes, the ring and files being written.
-const DESCRIPTORS_OWN: u64 = 32;
+pub(crate) const DESCRIPTORS_OWN: u64 = 32;
 
 /// The machine as results describe it. No host is named.
 #[derive(Clone, Debug, Serialize)]
@@ -58,6 +58,12 @@ impl Git {
 pub(crate) fn kernel() -> String {
     fs::read_to_string("/proc/sys/kernel/osrelease")
         .map_or_else(|_| "unknown".into(), |release| release.trim().into())
+}
+
+/// Memory that processes can have without swapping.
+pub(crate) fn available_memory() -> Option<u64> {
+    let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
+    field(&meminfo, "MemAvailable").and_then(kibibytes)
 }
 
 /// Raises the soft limit of descriptors to the hard one, and says what it is now.

@@ -5,6 +5,7 @@ mod cell;
 mod child;
 mod cli;
 mod control;
+mod doctor;
 mod engine;
 mod error;
 mod export;
@@ -54,6 +55,7 @@ fn run() -> Result<Exit, Error> {
         Some(Command::Compare(args)) => session::measure(&args.settings()?),
         Some(Command::Run(args)) => session::measure(&args.settings()?),
         Some(Command::Selftest(args)) => selftest::run(&args),
+        Some(Command::Doctor(args)) => Ok(doctor::run(&args)),
         Some(Command::Serve(args)) => serve::serve(&args).map(|()| Exit::Done),
     }
 }

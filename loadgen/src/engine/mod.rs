@@ -13,12 +13,16 @@ mod sources;
 
 use std::{
     collections::VecDeque,
+    net::SocketAddr,
     thread,
     time::{Duration, Instant},
 };
 
 use hdrhistogram::Histogram;
-use nix::{errno::Errno, sys::prctl};
+use nix::{
+    errno::Errno,
+    sys::{prctl, socket::SockaddrStorage},
+};
 
 pub(crate) use self::failure::Failure;
 use self::{
@@ -35,7 +39,7 @@ use crate::{
 };
 
 /// Connections being made at once: well below the backlog that listeners usually have.
-const CONNECTING_MAX: usize = 128;
+pub(crate) const CONNECTING_MAX: usize = 128;
 /// How often deadlines and signals are looked at when nothing happens.
 const TICK: Duration = Duration::from_millis(50);
 const MINUTE_NS: u64 = 60_000_000_000;
@@ -45,7 +49,7 @@ pub(crate) const SLICE: Duration = Duration::from_millis(100);
 /// What to do to a server.
 #[derive(Clone, Debug)]
 pub(crate) struct Load {
-    pub(crate) target: std::net::SocketAddr,
+    pub(crate) target: SocketAddr,
     pub(crate) connections: usize,
     pub(crate) size: usize,
     pub(crate) seed: u64,
@@ -98,6 +102,12 @@ enum Phase {
     Warmup,
     Window,
     Drain,
+}
+
+/// Whether the client can have its ring here; else why not, and what allows it.
+pub(crate) fn probe() -> Result<(), Error> {
+    Ring::new(1, message::HEADER_BYTES, SockaddrStorage::from(SocketAddr::from(([127, 0, 0, 1], 1))))
+        .map(drop)
 }
 
 /// Runs the load once, over fresh connections.

@@ -216,3 +216,25 @@ fn strict_refuses_a_verdict_from_too_few_rounds() {
     assert_eq!(strict.document()["complete"], true);
     assert!(strict.stdout.contains("6 are needed"), "{strict:#?}");
 }
+
+#[test]
+fn the_doctor_names_each_limit_with_the_command_that_raises_it() {
+    let doctor = |connections: &str| {
+        let output = loadgen(&["doctor", "-c", connections]).output().expect("the binary runs");
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let (code, text) = doctor("1G");
+    assert_eq!((code, text.as_str()), (Some(2), ""), "no such count");
+    let (code, text) = doctor("500M");
+    assert_eq!(code, Some(3), "{text}");
+    for word in [
+        "for 500,000,000 connections",
+        "MISSING descriptors",
+        "ulimit -Hn 500000032",
+        "sysctl kernel.threads-max=",
+    ] {
+        assert!(text.contains(word), "'{word}' in {text}");
+    }
+    let (_, text) = doctor("10");
+    assert!(text.contains("ok      io_uring") && text.contains("ok      descriptors"), "{text}");
+}
