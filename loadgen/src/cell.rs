@@ -12,14 +12,16 @@ use crate::{
     engine::{self, Counted, Load, Watcher},
     error::{Error, Exit},
     interrupt::Interrupt,
-    measure::{CpuClock, CpuTicks, TcpTrouble},
+    measure::{CpuClock, CpuTicks, Memory, TcpTrouble},
     pinning::Cpus,
-    result::{Cell, Check, Costs, Counts, Latency, Paced},
+    result::{Cell, Check, Costs, Counts, Idle, Latency, Paced},
     spec::{Remote, Row},
 };
 
 /// Above this share of a CPU the client may be what limits the rate.
 const CLIENT_BOUND: f64 = 0.9;
+/// The share of idle connections that must show at the end that they live.
+const PINGED: f64 = 0.01;
 /// A rate that changes more within a window is no rate.
 const DRIFT_MAX: f64 = 0.1;
 /// An open loop that answers a smaller share of its rate did not keep it.
@@ -74,12 +76,16 @@ fn measure_child(
         Row::Hired(_) => Some(CpuClock::of_family(server.identity.pid)),
         _ => CpuClock::of(server.pid()),
     };
+    let pid = server.identity.pid;
+    let before = settings.idle.then(|| Memory::read(Some(pid)));
     let mut meter = Meter::new(interrupt, clock, Some(&mut server));
+    meter.memory_of = before.map(|_| pid);
     let counted = engine::run(&load(settings, place, target), &mut meter)?;
-    let (opened, closed) = (meter.opened, meter.closed);
+    let (opened, closed, after) = (meter.opened, meter.closed, meter.memory);
     let stats =
         closed.and_then(|_| Some((server.stats(Mark::WindowOpened)?, server.stats(Mark::WindowClosed)?)));
     fill(cell, settings, &counted, opened.zip(closed));
+    cell.idle = before.zip(after).map(|(before, after)| idle(&counted, place.connections, before, after));
     if let Some(error) = counted.error {
         fill_server_costs(cell, stats, None);
         return Err(blame(error, &mut server));
@@ -114,6 +120,7 @@ fn load(settings: &Settings, place: Place, target: SocketAddr) -> Load {
         warmup: settings.warmup,
         duration: settings.duration,
         pacing: settings.pacing,
+        idle: settings.idle.then_some(PINGED),
         stall: settings.client_stall,
     }
 }
@@ -130,6 +137,20 @@ fn resolve(remote: &Remote, timeout: Duration) -> Result<SocketAddr, Error> {
             let answers = |address: &&SocketAddr| TcpStream::connect_timeout(address, timeout).is_ok();
             Ok(*addresses.iter().find(answers).unwrap_or(first))
         }
+    }
+}
+
+/// What so many idle connections have added.
+fn idle(counted: &Counted, connections: usize, before: Memory, after: Memory) -> Idle {
+    let share =
+        |before: Option<u64>, after: Option<u64>| Some((after? as f64 - before? as f64) / connections as f64);
+    Idle {
+        connections_per_second: connections as f64 / counted.ramp.as_secs_f64(),
+        server_bytes_per_connection: share(before.server, after.server),
+        client_bytes_per_connection: share(before.client, after.client),
+        kernel_bytes_per_connection: share(before.kernel, after.kernel),
+        pinged: counted.pinged,
+        answered: if counted.error.is_none() { counted.pinged } else { 0 },
     }
 }
 
@@ -164,11 +185,14 @@ struct Meter<'a> {
     server: Option<&'a mut Server>,
     opened: Option<Reading>,
     closed: Option<Reading>,
+    /// Whose memory is read when the window closes, and what was read.
+    memory_of: Option<u32>,
+    memory: Option<Memory>,
 }
 
 impl<'a> Meter<'a> {
     fn new(interrupt: &'a Interrupt, clock: Option<CpuClock>, server: Option<&'a mut Server>) -> Self {
-        Self { interrupt, clock, server, opened: None, closed: None }
+        Self { interrupt, clock, server, opened: None, closed: None, memory_of: None, memory: None }
     }
 
     fn read(&mut self, mark: Mark) -> Reading {
@@ -192,6 +216,7 @@ impl Watcher for Meter<'_> {
 
     fn window_closed(&mut self) {
         self.closed = Some(self.read(Mark::WindowClosed));
+        self.memory = self.memory_of.map(|pid| Memory::read(Some(pid)));
     }
 
     fn interrupted(&self) -> bool {
@@ -210,7 +235,8 @@ fn fill(cell: &mut Cell, settings: &Settings, counted: &Counted, readings: Optio
         connections_alive: counted.alive,
         connections_starved: counted.starved,
     };
-    cell.rps = (cell.window_seconds > 0.0).then(|| counted.requests as f64 / cell.window_seconds);
+    cell.rps =
+        (cell.window_seconds > 0.0 && !settings.idle).then(|| counted.requests as f64 / cell.window_seconds);
     cell.latency = Latency::of(&counted.latency);
     cell.histogram = Some(counted.latency.clone());
     cell.paced = counted.paced.as_ref().map(Paced::from);
@@ -300,7 +326,9 @@ fn client_checks(settings: &Settings, cell: &Cell) -> Vec<Check> {
         let detail = format!("the client used {:.0} % of a CPU", share * 100.0);
         checks.push(Check::noted("client_not_saturated", share <= CLIENT_BOUND, detail));
     }
-    checks.extend(steadiness(&cell.series));
+    if !settings.idle {
+        checks.extend(steadiness(&cell.series));
+    }
     checks.extend(match settings.pacing {
         Some(pacing) => rate_reached(cell, pacing.rate),
         None => littles_law(cell),

@@ -55,6 +55,8 @@ pub(crate) enum Command {
     Compare(CompareArgs),
     /// Measure one target: a backend, or a server that runs already
     Run(RunArgs),
+    /// Hold idle connections: what each costs server, client and kernel, and whether they still live
+    Idle(IdleArgs),
     /// Measure the instrument: the client's ceiling and lag, the noise of comparing a server with itself, and
     /// whether planted faults are found
     Selftest(SelftestArgs),
@@ -112,11 +114,24 @@ pub(crate) struct RunArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_long_help = EXIT_CODES, args_override_self = true)]
+pub(crate) struct IdleArgs {
+    /// Rows, as for compare [default: io_uring,epoll,threads, without --server]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    backend: Vec<Spec>,
+    /// Another program as a row: 'name=command {port}'; may be repeated
+    #[arg(long, value_name = "NAME=COMMAND")]
+    server: Vec<Hired>,
+    #[command(flatten)]
+    load: LoadArgs,
+}
+
+#[derive(Debug, Args)]
 struct LoadArgs {
-    /// Connections, a list
-    #[arg(short, long, value_name = "LIST", value_delimiter = ',', default_value = "64,1k", value_parser = units::count)]
+    /// Connections, a list [default: 64,1k, idle: 1k]
+    #[arg(short, long, value_name = "LIST", value_delimiter = ',', value_parser = units::count)]
     connections: Vec<usize>,
-    /// Length of the window that counts [default: 5s, quick: 1s]
+    /// Length of the window that counts, or in which connections are idle [default: 5s, quick: 1s]
     #[arg(short, long, value_name = "TIME", value_parser = units::duration)]
     duration: Option<Duration>,
     /// Load before the window [default: 1s, quick: 200ms]
@@ -206,6 +221,8 @@ pub(crate) struct Settings {
     pub(crate) warmup: Duration,
     /// An open loop; None for a closed one.
     pub(crate) pacing: Option<Pacing>,
+    /// Connections ask once, then hold still.
+    pub(crate) idle: bool,
     /// The client stands still for so long in the middle of the window: a fault that only selftest plants.
     pub(crate) client_stall: Option<Duration>,
     pub(crate) size: usize,
@@ -243,16 +260,39 @@ impl CompareArgs {
                 "compare needs at least two rows of --backend and --server; use `loadgen run` for one",
             ));
         }
+        let rows = distinct(rows)?;
         let names: Vec<String> = rows.iter().map(ToString::to_string).collect();
-        if let Some((_, twice)) = names.iter().enumerate().find(|(at, name)| names[..*at].contains(name)) {
-            return Err(Error::usage(format!("{twice} is named twice; name each row once")));
-        }
         let baseline = baseline(&names, self.baseline.as_deref())?;
         let rounds = self.rounds.unwrap_or(if self.quick { crate::stats::ROUNDS_MIN } else { 12 });
         let mut settings = self.load.settings("compare", rows, self.quick)?;
         (settings.baseline, settings.rounds, settings.order) = (baseline, rounds, self.order);
         settings.min_effect = self.min_effect;
         Ok(settings)
+    }
+}
+
+impl IdleArgs {
+    pub(crate) fn settings(mut self) -> Result<Settings, Error> {
+        if self.load.rate.is_some() || self.load.warmup.is_some() {
+            return Err(Error::usage(
+                "idle connections ask nothing: --rate and --warmup have no meaning here",
+            ));
+        }
+        if self.load.connections.is_empty() {
+            self.load.connections = vec![1_000];
+        }
+        let rows = distinct(rows(self.backend, self.server))?;
+        let mut settings = self.load.settings("idle", rows, false)?;
+        (settings.idle, settings.warmup) = (true, Duration::ZERO);
+        Ok(settings)
+    }
+}
+
+fn distinct(rows: Vec<Row>) -> Result<Vec<Row>, Error> {
+    let names: Vec<String> = rows.iter().map(ToString::to_string).collect();
+    match names.iter().enumerate().find(|(at, name)| names[..*at].contains(name)) {
+        Some((_, twice)) => Err(Error::usage(format!("{twice} is named twice; name each row once"))),
+        None => Ok(rows),
     }
 }
 
@@ -301,7 +341,7 @@ impl LoadArgs {
             rounds: 1,
             order: Order::Given,
             min_effect: verdict::MIN_EFFECT,
-            connections: self.connections,
+            connections: if self.connections.is_empty() { vec![64, 1_000] } else { self.connections },
             duration: self.duration.unwrap_or(Duration::from_millis(duration)),
             warmup: self.warmup.unwrap_or(Duration::from_millis(warmup)),
             pacing: self.rate.map(|rate| Pacing {
@@ -309,6 +349,7 @@ impl LoadArgs {
                 arrival: self.arrival.unwrap_or(Arrival::Poisson),
                 pace: self.pace.unwrap_or(Pace::Sleep),
             }),
+            idle: false,
             client_stall: None,
             size: self.size,
             seed: self.seed,

@@ -54,6 +54,7 @@ fn run() -> Result<Exit, Error> {
         None => session::measure(&CompareArgs::quick().settings()?),
         Some(Command::Compare(args)) => session::measure(&args.settings()?),
         Some(Command::Run(args)) => session::measure(&args.settings()?),
+        Some(Command::Idle(args)) => session::measure(&args.settings()?),
         Some(Command::Selftest(args)) => selftest::run(&args),
         Some(Command::Doctor(args)) => Ok(doctor::run(&args)),
         Some(Command::Serve(args)) => serve::serve(&args).map(|()| Exit::Done),

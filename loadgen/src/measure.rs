@@ -84,9 +84,7 @@ pub(crate) fn peak_memory_of(pid: u32) -> Option<u64> {
 }
 
 fn parse_peak(status: &str) -> Option<u64> {
-    let value = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kibibytes: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kibibytes * 1024)
+    kibibytes(status, "VmHWM:")
 }
 
 /// What the kernel's TCP, of this network namespace, has had to send again or throw away.
@@ -131,6 +129,40 @@ fn named(text: &str, group: &str, name: &str) -> Option<u64> {
     let (names, values) = (lines.next()?, lines.next()?);
     let place = names.split_whitespace().position(|word| word == name)?;
     values.split_whitespace().nth(place)?.parse().ok()
+}
+
+/// Memory of processes and of the kernel at one moment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Memory {
+    /// Private to the server's processes.
+    pub(crate) server: Option<u64>,
+    pub(crate) client: Option<u64>,
+    /// The whole kernel's: slabs, stacks of threads, page tables.
+    pub(crate) kernel: Option<u64>,
+}
+
+impl Memory {
+    pub(crate) fn read(server: Option<u32>) -> Self {
+        let private = |pid| family(pid).into_iter().map(private_memory).sum();
+        let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let kernel = ["Slab:", "KernelStack:", "PageTables:"];
+        Self {
+            server: server.and_then(private),
+            client: private_memory(std::process::id()),
+            kernel: kernel.into_iter().map(|name| kibibytes(&meminfo, name)).sum(),
+        }
+    }
+}
+
+/// Memory that a process shares with no other one.
+fn private_memory(pid: u32) -> Option<u64> {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    Some(kibibytes(&rollup, "Private_Clean:")? + kibibytes(&rollup, "Private_Dirty:")?)
+}
+
+fn kibibytes(text: &str, name: &str) -> Option<u64> {
+    let value = text.lines().find_map(|line| line.strip_prefix(name))?;
+    Some(value.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
 /// Time of all CPUs since boot, in ticks.

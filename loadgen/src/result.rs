@@ -77,7 +77,7 @@ pub(crate) struct Recorded {
 impl Recorded {
     pub(crate) fn of(settings: &Settings, cpus: Cpus) -> Self {
         Self {
-            mode: "rr",
+            mode: if settings.idle { "idle" } else { "rr" },
             command: settings.command,
             rows: settings.rows.iter().map(ToString::to_string).collect(),
             baseline: settings.rows[settings.baseline].to_string(),
@@ -131,6 +131,8 @@ pub(crate) struct Cell {
     pub(crate) histogram: Option<Histogram<u64>>,
     /// null in a closed loop.
     pub(crate) paced: Option<Paced>,
+    /// null unless the connections were idle.
+    pub(crate) idle: Option<Idle>,
     /// Requests of each tenth of a second of the window.
     pub(crate) series: Vec<u64>,
     pub(crate) costs: Costs,
@@ -159,6 +161,7 @@ impl Cell {
             latency: None,
             histogram: None,
             paced: None,
+            idle: None,
             series: Vec::new(),
             costs: Costs::default(),
             tcp: None,
@@ -229,6 +232,19 @@ impl Latency {
             max_us: histogram.max() as f64 / 1e3,
         })
     }
+}
+
+/// What idle connections cost. The bytes are what was added since the server listened, shared out.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Idle {
+    pub(crate) connections_per_second: f64,
+    pub(crate) server_bytes_per_connection: Option<f64>,
+    pub(crate) client_bytes_per_connection: Option<f64>,
+    /// Of the whole machine, so of both ends if both are here.
+    pub(crate) kernel_bytes_per_connection: Option<f64>,
+    /// Connections, chosen at random, that were asked at the end.
+    pub(crate) pinged: usize,
+    pub(crate) answered: usize,
 }
 
 /// What an open loop counts beside its replies, of the requests that arrived within the window. The

@@ -164,6 +164,10 @@ fn sum<'a>(histograms: impl Iterator<Item = &'a Histogram<u64>>) -> Option<Histo
 
 /// Every row against the baseline, in every metric, at every number of connections.
 pub(crate) fn comparisons(settings: &Settings, cells: &[Cell]) -> Vec<Comparison> {
+    if settings.idle {
+        // Every row is there once, which is no comparison.
+        return Vec::new();
+    }
     let baseline = settings.rows[settings.baseline].to_string();
     let rows = settings.rows.iter().map(ToString::to_string).filter(|row| *row != baseline);
     let pairs =
@@ -233,7 +237,7 @@ pub(crate) fn summarise(
     let primary: Vec<&Comparison> = comparisons.iter().filter(|comparison| comparison.primary).collect();
     let spoiled = unrepaired(cells);
     let conclusive = primary.iter().all(|comparison| comparison.verdict != Verdict::Inconclusive);
-    let compared = settings.rows.len() > 1;
+    let compared = settings.rows.len() > 1 && !settings.idle;
     let enough = !compared || primary.len() == (settings.rows.len() - 1) * settings.connections.len();
     Summary {
         verdict: compared.then(|| verdict_sentence(&primary)),

@@ -29,7 +29,7 @@ use self::{
     buffers::Lease,
     connection::{Connection, Progress},
     failure::Failures,
-    open_loop::{OpenLoop, PacedCounts, Pacing},
+    open_loop::{OpenLoop, PacedCounts, Pacing, Random},
     ring::{Event, Ring},
     sources::Sources,
 };
@@ -59,6 +59,8 @@ pub(crate) struct Load {
     pub(crate) duration: Duration,
     /// An open loop; None for a closed one.
     pub(crate) pacing: Option<Pacing>,
+    /// Each connection asks once before the window, none within it, and this share of them after it.
+    pub(crate) idle: Option<f64>,
     /// A planted fault: the client stands still for so long in the middle of the window.
     pub(crate) stall: Option<Duration>,
 }
@@ -82,6 +84,8 @@ pub(crate) struct Counted {
     pub(crate) window: Duration,
     /// Connections that were up when the window closed.
     pub(crate) alive: usize,
+    /// Idle connections that were asked to show that they live.
+    pub(crate) pinged: usize,
     /// Connections that got no reply within the window.
     pub(crate) starved: usize,
     /// Of the requests that were under way at any time within the window; in an open loop, of those that
@@ -101,6 +105,8 @@ enum Phase {
     Ramp,
     Warmup,
     Window,
+    /// Connections that were idle show that they live.
+    Ping,
     Drain,
 }
 
@@ -151,6 +157,7 @@ impl Counted {
             ramp: Duration::ZERO,
             window: Duration::ZERO,
             alive: 0,
+            pinged: 0,
             starved: 0,
             latency,
             paced: None,
@@ -239,13 +246,14 @@ impl Engine<'_> {
                 self.open.iter_mut().for_each(|open| open.begin(now));
                 (0..self.load.connections).for_each(|slot| self.go_on(slot));
             }
+            Phase::Warmup if self.load.idle.is_some() && self.outstanding > 0 => {}
             Phase::Warmup if spent >= self.load.warmup => {
                 watcher.window_opened();
                 self.enter_phase(Phase::Window, Instant::now());
                 self.open.iter_mut().for_each(|open| open.open_window(self.phase_began));
             }
             Phase::Window if spent >= self.load.duration => self.close_window(watcher),
-            Phase::Drain => return self.outstanding == 0,
+            Phase::Ping | Phase::Drain => return self.outstanding == 0,
             _ => {}
         }
         false
@@ -265,13 +273,31 @@ impl Engine<'_> {
         self.counted.alive = self.connected;
         match &mut self.open {
             Some(open) => open.close_window(),
-            // In an open loop a connection that nobody needed is not starved.
+            // Who has not asked is not starved.
+            None if self.load.idle.is_some() => {}
             None => {
                 self.counted.starved =
                     self.connections.iter().filter(|connection| !connection.served).count();
             }
         }
-        self.enter_phase(Phase::Drain, now);
+        match self.load.idle {
+            Some(share) => self.ping(share),
+            None => self.enter_phase(Phase::Drain, now),
+        }
+    }
+
+    /// Asks connections that are chosen at random once more.
+    fn ping(&mut self, share: f64) {
+        self.enter_phase(Phase::Ping, Instant::now());
+        let wanted = ((self.load.connections as f64 * share) as usize).clamp(1, self.load.connections);
+        let mut random = Random(self.load.seed);
+        while self.counted.pinged < wanted {
+            let slot = (random.uniform() * self.load.connections as f64) as usize;
+            if self.connections[slot].sent_at.is_none() {
+                self.ask(slot, None);
+                self.counted.pinged += 1;
+            }
+        }
     }
 
     /// How long to sleep at most: to the end of the phase, or a tick.
@@ -279,7 +305,7 @@ impl Engine<'_> {
         let planned = match self.phase {
             Phase::Warmup => self.load.warmup,
             Phase::Window => self.load.duration,
-            Phase::Ramp | Phase::Drain => return TICK,
+            Phase::Ramp | Phase::Ping | Phase::Drain => return TICK,
         };
         let planned =
             planned.saturating_sub(self.phase_began.elapsed()).clamp(Duration::from_micros(1), TICK);
@@ -394,7 +420,7 @@ impl Engine<'_> {
         // What was under way when the window closed belongs to it: these are the slowest of all.
         let latency = match &mut self.open {
             Some(open) => open.answered(connection.intended.unwrap_or(sent_at), sent_at, now),
-            None => matches!(self.phase, Phase::Window | Phase::Drain).then(|| now - sent_at),
+            None => matches!(self.phase, Phase::Window | Phase::Ping | Phase::Drain).then(|| now - sent_at),
         };
         if let Some(latency) = latency {
             self.counted.latency.saturating_record(latency.as_nanos() as u64);
@@ -405,6 +431,8 @@ impl Engine<'_> {
     /// A connection has its reply: it asks again, or in an open loop is free for the next arrival.
     fn go_on(&mut self, slot: usize) {
         match &mut self.open {
+            // Once it has asked, it is idle.
+            None if self.load.idle.is_some() && self.connections[slot].sequence > 0 => {}
             None => self.ask(slot, None),
             // One whose send is not over yet comes by here once more.
             Some(open) if self.ring.outgoing_mut(slot).is_some() => open.free(slot),

@@ -8,6 +8,21 @@ use std::{
 
 use hdrhistogram::Histogram;
 
+/// SplitMix64 (Steele, Lea and Flood 2014): the same numbers for the same seed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Random(pub(super) u64);
+
+impl Random {
+    /// From 0 to below 1.
+    pub(super) fn uniform(&mut self) -> f64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((mixed ^ (mixed >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
+    }
+}
+
 /// When requests arrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Arrival {
@@ -58,12 +73,12 @@ struct Arrivals {
     count: u64,
     /// Nanoseconds from the start to the next one.
     next_ns: f64,
-    random: u64,
+    random: Random,
 }
 
 impl Arrivals {
-    fn new(pacing: Pacing, seed: u64, start: Instant) -> Self {
-        let mut arrivals = Self { start, pacing, count: 0, next_ns: 0.0, random: seed };
+    fn new(pacing: Pacing, random: Random, start: Instant) -> Self {
+        let mut arrivals = Self { start, pacing, count: 0, next_ns: 0.0, random };
         arrivals.advance();
         arrivals
     }
@@ -78,17 +93,8 @@ impl Arrivals {
         self.next_ns = match self.pacing.arrival {
             // Not a sum, which would drift.
             Arrival::Constant => self.count as f64 * gap_ns,
-            Arrival::Poisson => self.next_ns - gap_ns * (1.0 - self.uniform()).ln(),
+            Arrival::Poisson => self.next_ns - gap_ns * (1.0 - self.random.uniform()).ln(),
         };
-    }
-
-    /// SplitMix64 (Steele, Lea and Flood 2014), from 0 to below 1.
-    fn uniform(&mut self) -> f64 {
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.random;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((mixed ^ (mixed >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
     }
 }
 
@@ -108,7 +114,7 @@ impl OpenLoop {
     pub(crate) fn new(pacing: Pacing, seed: u64, histogram: &Histogram<u64>) -> Self {
         let (service, lag) = (Histogram::new_from(histogram), Histogram::new_from(histogram));
         Self {
-            arrivals: Arrivals::new(pacing, seed, Instant::now()),
+            arrivals: Arrivals::new(pacing, Random(seed), Instant::now()),
             waiting: VecDeque::new(),
             free: VecDeque::new(),
             window: None,

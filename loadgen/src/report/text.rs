@@ -5,7 +5,7 @@ use std::{fmt::Write as _, path::Path};
 use crate::{
     cli::Settings,
     pinning::Cpus,
-    result::{Cell, Comparison, Document, Latency},
+    result::{Cell, Comparison, Document, Idle, Latency},
     summary::Line,
     units::{bytes, grouped},
     verdict::Metric,
@@ -41,6 +41,9 @@ pub(crate) fn progress(cell: &Cell, rounds: usize) -> String {
         grouped(cell.connections as u64),
         if cell.repeat { ", repeated" } else { "" }
     );
+    if let (None, Some(idle)) = (&cell.error, &cell.idle) {
+        return format!("{place}: {} of {} idle ones answered", idle.answered, idle.pinged);
+    }
     match (&cell.error, cell.rps) {
         (Some(_), _) | (None, None) => format!("{place}: ended early"),
         (None, Some(rps)) => {
@@ -82,6 +85,9 @@ fn table(text: &mut String, settings: &Settings, document: &Document, connection
         settings.rows.iter().map(|row| Line::of(&document.cells, &row.to_string(), connections)).collect();
     let compared = settings.rows.len() > 1;
     heading(text, settings, connections);
+    if settings.idle {
+        return idle(text, settings, document, connections);
+    }
     speed_heading(text, compared);
     for (index, line) in lines.iter().enumerate() {
         let ratio = match compared {
@@ -163,6 +169,33 @@ fn cost(text: &mut String, line: &Line) {
     );
 }
 
+fn idle(text: &mut String, settings: &Settings, document: &Document, connections: usize) {
+    let _ = writeln!(
+        text,
+        "{:<NAME_WIDTH$}{:>12}{:>12}{:>12}{:>12}{:>14}",
+        "bytes each:", "server", "client", "kernel", "connects/s", "alive at end"
+    );
+    for row in settings.rows.iter().map(ToString::to_string) {
+        let mut cells =
+            document.cells.iter().filter(|cell| cell.row == row && cell.connections == connections);
+        let cost = cells.next_back().and_then(|cell| cell.idle.as_ref());
+        let bytes = |pick: fn(&Idle) -> Option<f64>| {
+            cost.and_then(pick).map_or_else(|| MISSING.into(), |bytes| format!("{bytes:.0}"))
+        };
+        let _ = writeln!(
+            text,
+            "{}{:>12}{:>12}{:>12}{:>12}{:>14}",
+            padded(&row),
+            bytes(|idle| idle.server_bytes_per_connection),
+            bytes(|idle| idle.client_bytes_per_connection),
+            bytes(|idle| idle.kernel_bytes_per_connection),
+            number(cost.map(|idle| idle.connections_per_second), 0),
+            cost.map_or_else(|| MISSING.into(), |idle| format!("{} of {}", idle.answered, idle.pinged))
+        );
+    }
+    text.push('\n');
+}
+
 /// Of an open loop, whose latency above is counted from the intended moment.
 fn pacing_heading(text: &mut String) {
     let _ = writeln!(
@@ -189,7 +222,10 @@ fn pacing(text: &mut String, line: &Line) {
 
 /// A name that is too long for its column gets a line of its own.
 fn name(line: &Line) -> String {
-    let row = format!("{}{}", line.row, if line.client_bound { BOUND } else { "" });
+    padded(&format!("{}{}", line.row, if line.client_bound { BOUND } else { "" }))
+}
+
+fn padded(row: &str) -> String {
     if row.len() < NAME_WIDTH {
         return format!("{row:<NAME_WIDTH$}");
     }

@@ -109,9 +109,9 @@ fn a_server_that_ends_before_it_listens_is_named() {
 }
 
 /// A run against another program, and the process of that program.
-fn hired(folder: &Path) -> (Child, u32) {
+fn hired(folder: &Path, mode: &str) -> (Child, u32) {
     let server = format!("mine={} serve --backend raw-epoll --port {{port}}", env!("CARGO_BIN_EXE_loadgen"));
-    let loadgen = start(folder, &["run", "--server", &server, "-c", "4", "-d", "60s"]);
+    let loadgen = start(folder, &[mode, "--server", &server, "-c", "4", "-d", "60s"]);
     let only = |parent| children(parent).first().copied();
     let program = eventually("the program serves", || {
         let shell = only(only(loadgen.id())?)?;
@@ -124,17 +124,20 @@ fn hired(folder: &Path) -> (Child, u32) {
 
 #[test]
 fn another_program_that_dies_is_named() {
-    let folder = folder("hired-dies");
-    let (loadgen, program) = hired(&folder);
-    signal(program, Signal::SIGKILL);
-    let run = finish(loadgen, &folder);
-    run.assert_failed(1, &["mine over 4 connections", "the server child", "while it was being measured"]);
+    // Also when nothing is asked of it.
+    for mode in ["run", "idle"] {
+        let folder = folder(&format!("hired-dies-{mode}"));
+        let (loadgen, program) = hired(&folder, mode);
+        signal(program, Signal::SIGKILL);
+        let run = finish(loadgen, &folder);
+        run.assert_failed(1, &["mine over 4 connections", "the server child", "while it was being measured"]);
+    }
 }
 
 #[test]
 fn another_program_ends_with_a_killed_loadgen() {
     let folder = folder("hired-orphan");
-    let (mut loadgen, program) = hired(&folder);
+    let (mut loadgen, program) = hired(&folder, "run");
     signal(loadgen.id(), Signal::SIGKILL);
     loadgen.wait().expect("a child");
     eventually("the program ends", || (!lives(program)).then_some(()));
@@ -158,7 +161,7 @@ fn a_target_that_refuses_is_named() {
 
 #[test]
 fn a_wrong_command_line_is_one_line() {
-    let lines: [(&[&str], &str); 13] = [
+    let lines: [(&[&str], &str); 15] = [
         (&["compare", "--bogus"], "--bogus"),
         (&["compare", "-s", "10"], "24 or more"),
         (&["compare", "-d", "5"], "500ms"),
@@ -170,6 +173,8 @@ fn a_wrong_command_line_is_one_line() {
         (&["compare", "--server", "nginx=nginx -p 80"], "{port}"),
         (&["compare", "--pace", "spin"], "--rate"),
         (&["compare", "-R", "0"], "at least 1"),
+        (&["idle", "-R", "1k"], "no meaning"),
+        (&["idle", "--backend", "epoll,epoll"], "named twice"),
         (&["run"], "TARGET"),
         (&["run", "127.0.0.1:80"], "tcp://host:port"),
     ];

@@ -4,6 +4,7 @@ mod bad_days;
 mod common;
 mod comparison;
 mod exports;
+mod idle;
 mod open_loop;
 mod selftest;
 mod wrong_servers;
