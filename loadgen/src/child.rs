@@ -9,7 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::sys::signal::Signal;
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
 
 use crate::{
     control::{self, Command, Identity, Mark, Report, ServerStats},
@@ -31,6 +34,8 @@ pub(crate) struct Server {
     commands: Option<ChildStdin>,
     /// Whether the child only stands before another program.
     hired: bool,
+    /// What it said when it could not go on.
+    last_words: Option<String>,
     reports: Receiver<Report>,
     pub(crate) identity: Identity,
     pub(crate) port: u16,
@@ -65,7 +70,8 @@ impl Server {
             pid: 0,
         };
         let hired = matches!(row, Row::Hired(_));
-        let mut server = Self { child, commands, hired, reports, identity: unknown, port: 0 };
+        let mut server =
+            Self { child, commands, hired, last_words: None, reports, identity: unknown, port: 0 };
         server.await_ready(row)?;
         if let Row::Backend(spec) = row {
             check_identity(*spec, server.pid(), &server.identity)?;
@@ -92,6 +98,7 @@ impl Server {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.reports.recv_timeout(left).ok()? {
                 Report::Stats { mark, stats } if mark == wanted => return Some(stats),
+                Report::Failed { message } => self.last_words = Some(message),
                 _ => {}
             }
         }
@@ -112,7 +119,8 @@ impl Server {
 
     /// If the process has died, how.
     pub(crate) fn death(&mut self) -> Option<String> {
-        self.wait_for_end(DEATH).map(how_it_ended)
+        let ended = self.wait_for_end(DEATH).map(how_it_ended);
+        self.last_words.take().or(ended)
     }
 
     fn wait_for_end(&mut self, patience: Duration) -> Option<ExitStatus> {
@@ -120,6 +128,7 @@ impl Server {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.reports.recv_timeout(left) {
+                Ok(Report::Failed { message }) => self.last_words = Some(message),
                 Ok(_) => {}
                 Err(RecvTimeoutError::Disconnected) => return self.child.wait().ok(),
                 Err(RecvTimeoutError::Timeout) => return None,
@@ -167,6 +176,10 @@ impl Drop for Server {
         drop(self.commands.take());
         if self.hired {
             self.wait_for_end(ANSWER);
+            // Whoever stood before the program may have died before it. Group 0 would be our own.
+            if self.identity.pid > 0 {
+                let _ = killpg(Pid::from_raw(self.identity.pid as i32), Signal::SIGKILL);
+            }
         }
         // Both fail only if the child has been waited for.
         let _ = self.child.kill();

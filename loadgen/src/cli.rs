@@ -32,6 +32,7 @@ Exit codes:
 
 /// More rounds would only make the exact distribution slow to compute.
 const ROUNDS_MAX: usize = 200;
+const RATE_MAX: usize = 10_000_000;
 
 #[derive(Debug, Parser)]
 #[command(
@@ -139,7 +140,7 @@ struct LoadArgs {
     warmup: Option<Duration>,
     /// Requests a second over all connections, arriving by the clock (an open loop: latency counts from the
     /// intended moment) [default: each connection asks again once it is answered]
-    #[arg(short = 'R', long, value_name = "RATE", value_parser = units::count)]
+    #[arg(short = 'R', long, value_name = "RATE", value_parser = rate)]
     rate: Option<usize>,
     /// How requests arrive [default: poisson]
     #[arg(long, value_enum, requires = "rate")]
@@ -237,6 +238,11 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
+    /// Whether the client keeps its core busy whatever there is to do.
+    pub(crate) fn spins(&self) -> bool {
+        self.pacing.is_some_and(|pacing| pacing.pace == Pace::Spin)
+    }
+
     /// What the verdict rests on: at a given rate, what it costs.
     pub(crate) fn primary_metric(&self) -> Metric {
         if self.pacing.is_some() { Metric::ServerCpuPerRequest } else { Metric::Rps }
@@ -371,6 +377,13 @@ fn size(text: &str) -> Result<usize, String> {
         )),
         large if large > MESSAGE_BYTES_MAX => Err("the largest size is 64MiB".into()),
         size => Ok(size),
+    }
+}
+
+fn rate(text: &str) -> Result<usize, String> {
+    match units::count(text)? {
+        rate if rate > RATE_MAX => Err("the highest rate is 10M: no client keeps a higher one".into()),
+        rate => Ok(rate),
     }
 }
 

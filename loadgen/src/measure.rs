@@ -12,12 +12,12 @@ use nix::{
 };
 use serde::Serialize;
 
-/// The CPU clock of a process, or of a process and all that it has started and that still lives. It
-/// keeps the time of threads that have ended.
-#[derive(Clone, Copy, Debug)]
+/// The CPU clock of a process, or of a process and all that descend from it. It keeps the time of
+/// threads that have ended.
+#[derive(Clone, Debug)]
 pub(crate) enum CpuClock {
     Process(ClockId),
-    Family(u32),
+    Family { root: u32, members: Vec<u32>, clocks: Vec<ClockId> },
 }
 
 impl CpuClock {
@@ -26,19 +26,38 @@ impl CpuClock {
     }
 
     pub(crate) fn of(pid: u32) -> Option<Self> {
-        clock_getcpuclockid(Pid::from_raw(pid as i32)).ok().map(Self::Process)
+        clock_of(pid).map(Self::Process)
     }
 
-    pub(crate) fn of_family(pid: u32) -> Self {
-        Self::Family(pid)
+    /// The clocks of those who are there now: finding them takes long, reading them does not.
+    pub(crate) fn of_family(root: u32) -> Self {
+        let members = family(root);
+        let clocks = members.iter().filter_map(|pid| clock_of(*pid)).collect();
+        Self::Family { root, members, clocks }
     }
 
-    pub(crate) fn read(self) -> Option<Duration> {
+    pub(crate) fn read(&self) -> Option<Duration> {
+        let read = |clock: &ClockId| clock_gettime(*clock).ok().map(|time: TimeSpec| time.into());
         match self {
-            Self::Process(clock) => clock_gettime(clock).ok().map(|time: TimeSpec| time.into()),
-            Self::Family(pid) => family(pid).into_iter().map(|pid| Self::of(pid)?.read()).sum(),
+            Self::Process(clock) => read(clock),
+            Self::Family { members, clocks, .. } if members.len() == clocks.len() => {
+                clocks.iter().map(read).sum()
+            }
+            Self::Family { .. } => None,
         }
     }
+
+    /// Whether it still is the clock of all: nobody has come or gone.
+    pub(crate) fn is_whole(&self) -> bool {
+        match self {
+            Self::Process(_) => true,
+            Self::Family { root, members, .. } => family(*root) == *members,
+        }
+    }
+}
+
+fn clock_of(pid: u32) -> Option<ClockId> {
+    clock_getcpuclockid(Pid::from_raw(pid as i32)).ok()
 }
 
 /// A process and all that descend from it.
@@ -51,6 +70,18 @@ pub(crate) fn family(pid: u32) -> Vec<u32> {
         next += 1;
     }
     family
+}
+
+/// Whether a process is there and not only waiting to be reaped.
+pub(crate) fn runs(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+}
+
+/// The first port that the kernel gives to those who do not ask for one.
+pub(crate) fn first_local_port() -> Option<u16> {
+    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
+    range.split_whitespace().next()?.parse().ok()
 }
 
 /// Every process of this machine with its parent.

@@ -11,9 +11,10 @@ use crate::{
 };
 
 const CLIENT_BOUND: &str = "client_not_saturated";
+const RATE_KEPT: &str = "rate_kept";
 /// Checks that say how figures are to be read, and what it means that one of them fails.
 const NOTED: [(&str, &str); 5] = [
-    ("rate_reached", "less than 99 % of the rate was reached"),
+    (RATE_KEPT, "more than 1 % of what arrived was never sent"),
     (CLIENT_BOUND, "client-bound (the true ratio of rates may be larger)"),
     ("steady_rate", "the rate changed by more than a tenth"),
     ("littles_law", "rate and latency do not fit the number of connections"),
@@ -47,7 +48,7 @@ impl Line {
             row: row.into(),
             client_bound,
             rps: median(&|cell| cell.rps),
-            latency: cells.iter().all(|cell| !cell.hides_latency()).then(|| merged_latency(&cells)).flatten(),
+            latency: tells_latency(&cells).then(|| merged_latency(&cells)).flatten(),
             paced: PacedLine::of(&cells),
             server_cpu: median(&|cell| cell.costs.server_cpu_us_per_request),
             total_cpu: median(&|cell| cell.costs.total_cpu_us_per_request),
@@ -59,6 +60,12 @@ impl Line {
             memory_bytes: cells.iter().filter_map(|cell| cell.costs.server_peak_memory_bytes).max(),
         }
     }
+}
+
+/// Whether no round leaves out the slowest: with those that do left out in turn, the rest would be a choice by
+/// outcome.
+fn tells_latency(cells: &[&Cell]) -> bool {
+    !cells.iter().any(|cell| cell.hides_latency())
 }
 
 fn counted<'a>(cells: &'a [Cell], row: &'a str, connections: usize) -> impl Iterator<Item = &'a Cell> {
@@ -109,8 +116,11 @@ pub(crate) fn spreads(document: &Document) -> Vec<Spread> {
     places
         .flat_map(|(row, connections)| Metric::ALL.map(|metric| (row.clone(), connections, metric)))
         .filter_map(|(row, connections, metric)| {
-            let cells = counted(&document.cells, &row, connections);
-            let values: Vec<f64> = cells.filter_map(|cell| cell.metric(metric)).collect();
+            let cells: Vec<&Cell> = counted(&document.cells, &row, connections).collect();
+            if metric.is_latency() && !tells_latency(&cells) {
+                return None;
+            }
+            let values: Vec<f64> = cells.iter().filter_map(|cell| cell.metric(metric)).collect();
             let median = stats::median(&values)?;
             let least = values.iter().copied().fold(f64::INFINITY, f64::min);
             let greatest = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -125,7 +135,8 @@ pub(crate) fn merged_histograms(document: &Document) -> Vec<(String, usize, Hist
     places
         .filter_map(|(row, connections)| {
             let cells: Vec<&Cell> = counted(&document.cells, &row, connections).collect();
-            Some((row.clone(), connections, merged(&cells)?))
+            let merged = tells_latency(&cells).then(|| merged(&cells)).flatten()?;
+            Some((row.clone(), connections, merged))
         })
         .collect()
 }
@@ -188,6 +199,10 @@ fn compare(
     connections: usize,
     metric: Metric,
 ) -> Option<Comparison> {
+    let of_row = |row| counted(cells, row, connections).collect::<Vec<_>>();
+    if metric.is_latency() && !(tells_latency(&of_row(a)) && tells_latency(&of_row(b))) {
+        return None;
+    }
     let of_round =
         |row, round| counted(cells, row, connections).find(|cell| cell.round == round)?.metric(metric);
     let ratios: Vec<f64> =
@@ -205,7 +220,13 @@ fn compare(
         p: estimate.p,
         rounds: ratios.len(),
         ratios,
-        verdict: Verdict::of(metric, &estimate, settings.min_effect),
+        verdict: if mostly_fails(cells, a, connections, RATE_KEPT)
+            || mostly_fails(cells, b, connections, RATE_KEPT)
+        {
+            Verdict::RateNotKept
+        } else {
+            Verdict::of(metric, &estimate, settings.min_effect)
+        },
         primary: metric == primary_metric(settings, cells, (a, b), connections),
     })
 }
@@ -222,9 +243,13 @@ fn primary_metric(settings: &Settings, cells: &[Cell], (a, b): (&str, &str), con
 
 /// Whether the client was what limited a row's rate, in most of its cells.
 fn is_client_bound(cells: &[Cell], row: &str, connections: usize) -> bool {
+    mostly_fails(cells, row, connections, CLIENT_BOUND)
+}
+
+fn mostly_fails(cells: &[Cell], row: &str, connections: usize, check: &str) -> bool {
     let all = counted(cells, row, connections).count();
-    let bound = counted(cells, row, connections).filter(|cell| failed(cell, CLIENT_BOUND)).count();
-    2 * bound > all
+    let failing = counted(cells, row, connections).filter(|cell| failed(cell, check)).count();
+    2 * failing > all
 }
 
 /// The sentences below the table.
@@ -236,7 +261,9 @@ pub(crate) fn summarise(
 ) -> Summary {
     let primary: Vec<&Comparison> = comparisons.iter().filter(|comparison| comparison.primary).collect();
     let spoiled = unrepaired(cells);
-    let conclusive = primary.iter().all(|comparison| comparison.verdict != Verdict::Inconclusive);
+    let conclusive = primary
+        .iter()
+        .all(|comparison| !matches!(comparison.verdict, Verdict::Inconclusive | Verdict::RateNotKept));
     let compared = settings.rows.len() > 1 && !settings.idle;
     let enough = !compared || primary.len() == (settings.rows.len() - 1) * settings.connections.len();
     Summary {
@@ -273,6 +300,9 @@ fn clause(comparison: &Comparison) -> String {
                 "{a} takes {per_cent:.1}{} % {less} server CPU a request than {b} over {connections} connections",
                 ends.unwrap_or_default()
             )
+        }
+        Verdict::RateNotKept => {
+            format!("no verdict for {a} against {b} over {connections}: the rate was not kept")
         }
         Verdict::NoDifferenceShown => format!("no difference shown between {a} and {b} over {connections}"),
         _ if comparison.low.is_none() => {

@@ -49,6 +49,10 @@ impl Metric {
         }
     }
 
+    pub(crate) fn is_latency(self) -> bool {
+        matches!(self, Self::P50 | Self::P99)
+    }
+
     fn verdicts(self) -> (Verdict, Verdict) {
         match self {
             Self::Rps => (Verdict::Faster, Verdict::Slower),
@@ -66,6 +70,8 @@ pub(crate) enum Verdict {
     Cheaper,
     Costlier,
     NoDifferenceShown,
+    /// An open loop in which a row did not keep up: the two did not do the same.
+    RateNotKept,
     Inconclusive,
 }
 

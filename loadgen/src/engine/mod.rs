@@ -53,6 +53,8 @@ pub(crate) struct Load {
     pub(crate) connections: usize,
     pub(crate) size: usize,
     pub(crate) seed: u64,
+    /// From 1.
+    pub(crate) round: usize,
     pub(crate) verify: Verify,
     pub(crate) timeout: Duration,
     pub(crate) warmup: Duration,
@@ -67,6 +69,8 @@ pub(crate) struct Load {
 
 /// Who looks at the clocks when the window opens and closes, and knows whether to go on.
 pub(crate) trait Watcher {
+    /// All connections are there; nothing is measured yet.
+    fn connected(&mut self);
     fn window_opened(&mut self);
     fn window_closed(&mut self);
     fn interrupted(&self) -> bool;
@@ -110,6 +114,26 @@ enum Phase {
     Drain,
 }
 
+/// The kernel rounds a thread's waits up by so much, 50 us by default. Servers that are started later inherit it.
+struct TimerSlack(Option<i32>);
+
+impl TimerSlack {
+    /// None at all, for as long as this lives. It is only a loss of precision if it fails.
+    fn least() -> Self {
+        let before = prctl::get_timerslack().ok();
+        let _ = prctl::set_timerslack(1);
+        Self(before)
+    }
+}
+
+impl Drop for TimerSlack {
+    fn drop(&mut self) {
+        if let Some(before) = self.0 {
+            let _ = prctl::set_timerslack(before as u64);
+        }
+    }
+}
+
 /// Whether the client can have its ring here; else why not, and what allows it.
 pub(crate) fn probe() -> Result<(), Error> {
     Ring::new(1, message::HEADER_BYTES, SockaddrStorage::from(SocketAddr::from(([127, 0, 0, 1], 1))))
@@ -121,11 +145,10 @@ pub(crate) fn run(load: &Load, watcher: &mut impl Watcher) -> Result<Counted, Er
     let sources = Sources::new(load.target, load.connections);
     let ring = Ring::new(load.connections, load.size, load.target.into())?;
     let counted = Counted::new()?;
-    let open = load.pacing.map(|pacing| OpenLoop::new(pacing, load.seed, &counted.latency));
-    if open.is_some() {
-        // Else the kernel rounds every wait up by 50 us. It is only a loss of precision if it fails.
-        let _ = prctl::set_timerslack(1);
-    }
+    // Another sequence of arrivals each round, the same for all rows of a round.
+    let seed = load.seed ^ (load.round as u64) << 32;
+    let open = load.pacing.map(|pacing| OpenLoop::new(pacing, seed, &counted.latency));
+    let _precise = open.is_some().then(TimerSlack::least);
     let mut engine = Engine {
         load,
         open,
@@ -169,6 +192,12 @@ impl Counted {
 }
 
 impl Counted {
+    /// A server that has gone quiet leaves slices that nobody has counted in.
+    fn end_series(&mut self) {
+        let slices = self.window.as_nanos().div_ceil(SLICE.as_nanos()) as usize;
+        self.series.resize(slices.max(self.series.len()), 0);
+    }
+
     fn count_in_slice(&mut self, since_opened: Duration) {
         let slice = (since_opened.as_nanos() / SLICE.as_nanos()) as usize;
         if self.series.len() <= slice {
@@ -242,6 +271,7 @@ impl Engine<'_> {
         match self.phase {
             Phase::Ramp if self.connected == self.load.connections => {
                 self.counted.ramp = now.duration_since(self.began);
+                watcher.connected();
                 self.enter_phase(Phase::Warmup, now);
                 self.open.iter_mut().for_each(|open| open.begin(now));
                 (0..self.load.connections).for_each(|slot| self.go_on(slot));
@@ -270,6 +300,7 @@ impl Engine<'_> {
         let now = Instant::now();
         watcher.window_closed();
         self.counted.window = now.duration_since(self.phase_began);
+        self.counted.end_series();
         self.counted.alive = self.connected;
         match &mut self.open {
             Some(open) => open.close_window(),

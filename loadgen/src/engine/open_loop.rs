@@ -61,12 +61,12 @@ pub(crate) struct PacedCounts {
     pub(crate) dropped: u64,
     /// From sent to answered.
     pub(crate) service: Histogram<u64>,
-    /// From the intended moment to the real one.
+    /// From the intended moment to the one in which the request was given to the ring, with those beside it.
     pub(crate) lag: Histogram<u64>,
 }
 
-/// The intended moments, one after another.
-#[derive(Debug)]
+/// The intended moments, one after another; the same ones for the same seed.
+#[derive(Clone, Debug)]
 struct Arrivals {
     start: Instant,
     pacing: Pacing,
@@ -101,9 +101,10 @@ impl Arrivals {
 /// Requests that have arrived, and connections that are free for them.
 #[derive(Debug)]
 pub(crate) struct OpenLoop {
-    arrivals: Arrivals,
-    /// When those that wait for a connection were meant to be sent.
-    waiting: VecDeque<Instant>,
+    /// The next request to arrive.
+    arriving: Arrivals,
+    /// The next one to be sent: all between the two wait for a connection.
+    sending: Arrivals,
     /// In turn, so that all are used alike.
     free: VecDeque<usize>,
     window: Option<Instant>,
@@ -112,10 +113,11 @@ pub(crate) struct OpenLoop {
 
 impl OpenLoop {
     pub(crate) fn new(pacing: Pacing, seed: u64, histogram: &Histogram<u64>) -> Self {
+        let arrivals = Arrivals::new(pacing, Random(seed), Instant::now());
         let (service, lag) = (Histogram::new_from(histogram), Histogram::new_from(histogram));
         Self {
-            arrivals: Arrivals::new(pacing, Random(seed), Instant::now()),
-            waiting: VecDeque::new(),
+            sending: arrivals.clone(),
+            arriving: arrivals,
             free: VecDeque::new(),
             window: None,
             counts: PacedCounts { offered: 0, late: 0, dropped: 0, service, lag },
@@ -124,8 +126,9 @@ impl OpenLoop {
 
     /// From here on requests arrive.
     pub(crate) fn begin(&mut self, now: Instant) {
-        let Arrivals { pacing, random, .. } = self.arrivals;
-        self.arrivals = Arrivals::new(pacing, random, now);
+        let Arrivals { pacing, random, .. } = self.arriving;
+        self.arriving = Arrivals::new(pacing, random, now);
+        self.sending = self.arriving.clone();
     }
 
     pub(crate) fn open_window(&mut self, now: Instant) {
@@ -134,8 +137,10 @@ impl OpenLoop {
 
     /// No more is sent: what still waits never will be.
     pub(crate) fn close_window(&mut self) {
-        let waiting = std::mem::take(&mut self.waiting);
-        self.counts.dropped += waiting.iter().filter(|intended| self.is_counted(**intended)).count() as u64;
+        while self.waiting() > 0 {
+            self.counts.dropped += u64::from(self.is_counted(self.sending.next()));
+            self.sending.advance();
+        }
     }
 
     /// A connection has nothing to do.
@@ -145,24 +150,29 @@ impl OpenLoop {
 
     /// The next request to be sent now: by which connection, and when it was meant to be.
     pub(crate) fn next(&mut self, now: Instant) -> Option<(usize, Instant)> {
-        while self.arrivals.next() <= now {
-            let intended = self.arrivals.next();
-            self.arrivals.advance();
-            if self.is_counted(intended) {
+        while self.arriving.next() <= now {
+            if self.is_counted(self.arriving.next()) {
                 self.counts.offered += 1;
-                self.counts.late += u64::from(self.waiting.len() >= self.free.len());
+                self.counts.late += u64::from(self.waiting() >= self.free.len() as u64);
             }
-            self.waiting.push_back(intended);
+            self.arriving.advance();
         }
-        let slot = (!self.waiting.is_empty()).then(|| self.free.pop_front()).flatten()?;
-        self.waiting.pop_front().map(|intended| (slot, intended))
+        let slot = (self.waiting() > 0).then(|| self.free.pop_front()).flatten()?;
+        let intended = self.sending.next();
+        self.sending.advance();
+        Some((slot, intended))
+    }
+
+    /// How many have arrived and not been sent.
+    fn waiting(&self) -> u64 {
+        self.arriving.count - self.sending.count
     }
 
     /// How long the client may wait before it looks again.
     pub(crate) fn patience(&self, now: Instant) -> Duration {
-        match self.arrivals.pacing.pace {
+        match self.arriving.pacing.pace {
             Pace::Spin => Duration::ZERO,
-            Pace::Sleep => self.arrivals.next().saturating_duration_since(now),
+            Pace::Sleep => self.arriving.next().saturating_duration_since(now),
         }
     }
 
@@ -204,7 +214,7 @@ mod tests {
     #[test]
     fn a_constant_rate_never_drifts() {
         let (mut open, start) = open_loop(Arrival::Constant);
-        open.arrivals.pacing.rate = 30_000.0;
+        open.arriving.pacing.rate = 30_000.0;
         open.begin(start);
         (0..40_000).for_each(|slot| open.free(slot));
         let sent = sent(&mut open, start + 1_000 * MS);

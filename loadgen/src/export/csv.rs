@@ -1,12 +1,12 @@
 //! CSV (RFC 4180): one line a cell, spoiled ones included. What is not available is empty.
 
-use crate::result::{Cell, Document};
+use crate::result::{Cell, Document, Paced};
 
 const COLUMNS: &str = "row,connections,round,size_bytes,repeat,spoiled,window_seconds,requests,rps,mean_us,p50_us,\
                        p90_us,p99_us,p999_us,max_us,server_cpu_us_per_request,client_cpu_us_per_request,\
                        total_cpu_us_per_request,syscalls_per_request,events_per_wait,\
                        voluntary_switches_per_request,involuntary_switches_per_request,server_peak_memory_bytes,\
-                       connections_starved";
+                       connections_starved,offered,late,dropped";
 
 pub(super) fn render(document: &Document) -> String {
     let mut text = format!("{COLUMNS}\r\n");
@@ -18,7 +18,8 @@ pub(super) fn render(document: &Document) -> String {
 }
 
 fn line(cell: &Cell) -> Vec<String> {
-    let (latency, costs) = (cell.latency.as_ref(), &cell.costs);
+    // Of cells that leave out the slowest it would be a lie.
+    let (latency, costs) = (cell.latency.as_ref().filter(|_| !cell.hides_latency()), &cell.costs);
     let figure = |value: Option<f64>| value.map(|value| value.to_string()).unwrap_or_default();
     let mut fields = vec![
         quoted(&cell.row),
@@ -51,6 +52,10 @@ fn line(cell: &Cell) -> Vec<String> {
     );
     fields.push(costs.server_peak_memory_bytes.map(|bytes| bytes.to_string()).unwrap_or_default());
     fields.push(cell.counts.connections_starved.to_string());
+    let paced = |pick: fn(&Paced) -> u64| {
+        cell.paced.as_ref().map(|paced| pick(paced).to_string()).unwrap_or_default()
+    };
+    fields.extend([paced(|paced| paced.offered), paced(|paced| paced.late), paced(|paced| paced.dropped)]);
     fields
 }
 

@@ -16,7 +16,8 @@ pub(super) fn render(document: &Document) -> Vec<(String, String)> {
     let merged = summary::merged_histograms(document).into_iter();
     merged
         .map(|(row, connections, histogram)| {
-            let plain = row.replace(|c: char| !c.is_ascii_alphanumeric() && !"._-".contains(c), "-");
+            // No name of a server has a plus, so no two rows share a file.
+            let plain = row.replace(|c: char| !c.is_ascii_alphanumeric() && !"._-".contains(c), "+");
             (format!("{plain}-{connections}"), distribution(&histogram))
         })
         .collect()

@@ -21,12 +21,16 @@ pub(super) fn render(document: &Document) -> String {
 fn write(document: &Document, bytes: &mut Vec<u8>) -> Option<()> {
     let mut serializer = V2DeflateSerializer::new();
     let mut builder = IntervalLogWriterBuilder::new();
+    // Readers of the format look for this line, which the library leaves out.
+    builder.add_comment("[Histogram log format version 1.3]");
     builder.add_comment(&format!("loadgen {}, latency in nanoseconds", document.loadgen_version));
     if let Some(opened) = document.cells.iter().find_map(|cell| cell.window_opened_unix_seconds) {
         builder.with_start_time(UNIX_EPOCH + Duration::from_secs_f64(opened));
     }
     let mut log = builder.begin_log_with(bytes, &mut serializer).ok()?;
-    for cell in document.cells.iter().filter(|cell| cell.counts_for_comparison()) {
+    // A cell that leaves out the slowest is left out itself.
+    let told = |cell: &&Cell| cell.counts_for_comparison() && !cell.hides_latency();
+    for cell in document.cells.iter().filter(told) {
         let (Some(histogram), Some(opened)) = (&cell.histogram, cell.window_opened_unix_seconds) else {
             continue;
         };

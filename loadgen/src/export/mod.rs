@@ -23,8 +23,8 @@ pub(crate) struct Exports {
     /// One line a cell
     #[arg(long, value_name = "PATH")]
     export_csv: Option<PathBuf>,
-    /// For github-action-benchmark: PATH.json becomes PATH-bigger.json and PATH-smaller.json, for
-    /// customBiggerIsBetter and customSmallerIsBetter
+    /// For github-action-benchmark: PATH.json becomes PATH-bigger.json and PATH-ratio.json, for
+    /// customBiggerIsBetter, and PATH-smaller.json, for customSmallerIsBetter
     #[arg(long, value_name = "PATH")]
     export_github: Option<PathBuf>,
     /// Bencher Metric Format
@@ -54,9 +54,16 @@ impl Exports {
             &self.export_hlog,
             &self.export_hgrm,
         ];
-        for path in paths.into_iter().flatten() {
+        for path in paths.iter().copied().flatten() {
             let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-            if folder.is_some_and(|folder| !folder.is_dir()) || path.file_stem().is_none() {
+            let is_folder = path.is_dir() || path.file_stem().is_none();
+            if is_folder || paths.iter().filter(|other| **other == &Some(path.clone())).count() > 1 {
+                return Err(Error::usage(format!(
+                    "cannot export to {}: give each export the name of a file of its own",
+                    path.display()
+                )));
+            }
+            if folder.is_some_and(|folder| !folder.is_dir()) {
                 return Err(Error::machine(format!(
                     "cannot export to {}: there is no such folder; make it first",
                     path.display()
@@ -82,6 +89,7 @@ impl Exports {
         if let Some(path) = &self.export_github {
             exports.push(Export { path: beside(path, "bigger"), text: github::bigger(document) });
             exports.push(Export { path: beside(path, "smaller"), text: github::smaller(document) });
+            exports.push(Export { path: beside(path, "ratio"), text: github::ratios(document) });
         }
         if let Some(path) = &self.export_hgrm {
             let rendered = hgrm::render(document).into_iter();
@@ -121,6 +129,10 @@ mod tests {
         let exports = Exports { export_csv: Some("no/such/folder/a.csv".into()), ..Exports::default() };
         let error = exports.check().expect_err("there is none");
         assert!(error.to_string().contains("no/such/folder/a.csv"), "{error}");
+        let twice =
+            Exports { export_csv: Some("a".into()), export_hlog: Some("a".into()), ..Exports::default() };
+        assert!(twice.check().is_err());
+        assert!(Exports { export_csv: Some("src".into()), ..Exports::default() }.check().is_err());
         assert!(Exports { export_csv: Some("a.csv".into()), ..Exports::default() }.check().is_ok());
     }
 }

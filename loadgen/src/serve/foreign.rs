@@ -15,7 +15,10 @@ use std::{
 };
 
 use nix::{
-    sys::signal::{Signal, killpg},
+    sys::{
+        prctl,
+        signal::{Signal, kill},
+    },
     unistd::Pid,
 };
 
@@ -37,6 +40,9 @@ const END: Duration = Duration::from_secs(2);
 
 /// Starts the program and stands between it and loadgen: when that is gone, so is the program.
 pub(super) fn serve(args: &ServeArgs, hired: &Hired) -> Result<(), Error> {
+    // Whatever the program starts and leaves becomes this process's own child, and so stays of its family.
+    prctl::set_child_subreaper(true)
+        .map_err(|errno| Error::internal(format!("PR_SET_CHILD_SUBREAPER: {}", errno.desc())))?;
     let port = free_port(args)?;
     let line = hired.command.replace("{port}", &port.to_string());
     let child = Command::new("sh")
@@ -64,20 +70,22 @@ pub(super) fn serve(args: &ServeArgs, hired: &Hired) -> Result<(), Error> {
 
 /// A port that nobody has at the moment.
 fn free_port(args: &ServeArgs) -> Result<u16, Error> {
-    let start = process::id() % u32::from(PORTS.end - PORTS.start);
-    let in_turn = PORTS.clone().cycle().skip(start as usize).take(PORTS.len());
+    let ports = PORTS.start..PORTS.end.min(measure::first_local_port().unwrap_or(PORTS.end));
+    let start = process::id() as usize % ports.len().max(1);
+    let mut in_turn = ports.clone().cycle().skip(start).take(ports.len());
     in_turn
-        .into_iter()
         .find(|port| TcpListener::bind((args.host, *port)).is_ok())
-        .ok_or_else(|| Error::machine(format!("no port of {PORTS:?} is free on {}", args.host)))
+        .ok_or_else(|| Error::machine(format!("no port of {ports:?} is free on {}", args.host)))
 }
 
 /// Ends this process when the program ends by itself.
 fn watch(mut child: Child, line: &str, group: &Group) {
-    let (line, ending) = (line.to_owned(), Arc::clone(&group.ending));
+    let (line, group) = (line.to_owned(), group.clone());
     thread::spawn(move || {
         let how = child.wait().map_or_else(|error| error.to_string(), |status| status.to_string());
-        if !ending.load(SeqCst) {
+        if !group.ending.load(SeqCst) {
+            // It may have left others behind.
+            group.kill();
             report(&Report::Failed { message: format!("`{line}` ended by itself: {how}") });
             process::exit(1);
         }
@@ -86,7 +94,7 @@ fn watch(mut child: Child, line: &str, group: &Group) {
 
 fn await_listening(address: SocketAddr, line: &str, group: &Group) -> Result<(), Error> {
     let deadline = Instant::now() + START;
-    while TcpStream::connect_timeout(&address, START).is_err() {
+    while !listens(address) {
         if Instant::now() > deadline {
             group.kill();
             return Err(Error::machine(format!("`{line}` does not listen on {address} within {START:?}")));
@@ -96,7 +104,14 @@ fn await_listening(address: SocketAddr, line: &str, group: &Group) -> Result<(),
     Ok(())
 }
 
+/// Whether somebody else listens there: a socket can also connect to itself.
+fn listens(address: SocketAddr) -> bool {
+    TcpStream::connect_timeout(&address, START)
+        .is_ok_and(|stream| stream.local_addr().is_ok_and(|own| own != address))
+}
+
 /// The process group of the program.
+#[derive(Clone)]
 struct Group {
     leader: i32,
     ending: Arc<AtomicBool>,
@@ -105,21 +120,33 @@ struct Group {
 impl Group {
     fn kill(&self) {
         self.ending.store(true, SeqCst);
-        let leader = Pid::from_raw(self.leader);
-        // Each fails once nothing is left of the group.
-        let _ = killpg(leader, Signal::SIGTERM);
+        signal_all(Signal::SIGTERM);
         let deadline = Instant::now() + END;
-        while killpg(leader, None).is_ok() && Instant::now() < deadline {
+        while !descendants().is_empty() && Instant::now() < deadline {
             thread::sleep(TICK);
         }
-        let _ = killpg(leader, Signal::SIGKILL);
+        signal_all(Signal::SIGKILL);
+    }
+}
+
+/// All that descend from this process and still run, those in sessions of their own included.
+fn descendants() -> Vec<u32> {
+    let mut family = measure::family(process::id());
+    family.retain(|pid| *pid != process::id() && measure::runs(*pid));
+    family
+}
+
+fn signal_all(signal: Signal) {
+    for pid in descendants() {
+        // It fails for one that has just ended.
+        let _ = kill(Pid::from_raw(pid as i32), signal);
     }
 }
 
 impl Served for Group {
     /// Only what can be seen from outside.
     fn account(&self) -> ServerStats {
-        let peak = measure::family(self.leader as u32).into_iter().map(measure::peak_memory_of);
+        let peak = descendants().into_iter().map(measure::peak_memory_of);
         ServerStats { peak_memory_bytes: peak.sum(), ..ServerStats::default() }
     }
 

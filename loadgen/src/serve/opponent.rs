@@ -31,6 +31,12 @@ pub(super) fn serve(args: &ServeArgs) -> Result<(), Error> {
     let listener = open(address).map_err(|error| {
         Error::machine(format!("cannot listen on {address}: {error}; choose another port"))
     })?;
+    let prepared = raw::prepare(args.backend).map_err(|error| {
+        Error::machine(format!(
+            "{} is not available: {error}; it needs Linux 6.1 that allows io_uring",
+            args.backend
+        ))
+    })?;
     let bound = listener.local_addr().map_err(|error| Error::internal(error.to_string()))?;
     let opponent = Opponent { tallies: Tallies::default() };
     let tallies = opponent.tallies.clone();
@@ -41,7 +47,7 @@ pub(super) fn serve(args: &ServeArgs) -> Result<(), Error> {
         announce(&format!("{}, written by hand", args.backend), bound);
         await_signal(opponent)?;
     }
-    let error = raw::serve(args.backend, listener, &tallies);
+    let error = raw::serve(prepared, args.backend, listener, &tallies);
     Err(Error::internal(format!("the {} server ended: {error}", args.backend)))
 }
 

@@ -37,7 +37,7 @@ fn a_killed_server_child_is_told_from_a_server_that_errs() {
     let child = busy_child(loadgen.id());
     signal(child, Signal::SIGKILL);
     let run = finish(loadgen, &folder);
-    run.assert_failed(1, &["epoll over 4 connections", &format!("(pid {child}) was killed by SIGKILL")]);
+    run.assert_failed(1, &["epoll over 4 connections", &format!("(pid {child}): was killed by SIGKILL")]);
     assert!(!lives(child));
 }
 
@@ -130,8 +130,27 @@ fn another_program_that_dies_is_named() {
         let (loadgen, program) = hired(&folder, mode);
         signal(program, Signal::SIGKILL);
         let run = finish(loadgen, &folder);
-        run.assert_failed(1, &["mine over 4 connections", "the server child", "while it was being measured"]);
+        run.assert_failed(1, &["mine over 4 connections", "ended by itself", "while it was being measured"]);
     }
+}
+
+#[test]
+fn what_another_program_leaves_behind_is_ended_too() {
+    // In a session of its own, so that no signal to a group reaches it.
+    let nap = format!("{}.25", 100_000 + std::process::id());
+    let run = run(
+        "hired-leaves",
+        &["run", "--server", &format!("mine=setsid sleep {nap} & exit 7 # {{port}}"), "-c", "1"],
+    );
+    run.assert_failed(3, &["ended by itself", "7"]);
+    eventually("the nap ends", || (!napping(&nap)).then_some(()));
+}
+
+/// Whether a process with this word in its command line runs.
+fn napping(word: &str) -> bool {
+    let processes = std::fs::read_dir("/proc").expect("procfs").filter_map(Result::ok);
+    let mut lines = processes.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+    lines.any(|line| String::from_utf8_lossy(&line).split('\0').any(|argument| argument == word))
 }
 
 #[test]
