@@ -9,11 +9,12 @@ use crate::{
     child::Server,
     cli::Settings,
     control::{Mark, ServerStats},
-    engine::{self, Counted, Load, Watcher},
+    engine::{self, Counted, Load, Watcher, open_loop::Pace},
     error::{Error, Exit},
     interrupt::Interrupt,
     measure::{CpuClock, CpuTicks, Memory, TcpTrouble},
     pinning::Cpus,
+    point::Point,
     result::{Cell, Check, Costs, Counts, Idle, Latency, Paced},
     spec::{Remote, Row},
 };
@@ -32,12 +33,12 @@ const LITTLE_MAX: f64 = 0.05;
 const STOLEN_MAX: f64 = 0.05;
 
 /// Which cell of the plan this is.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Place {
     /// From 1.
     pub(crate) round: usize,
     pub(crate) row: usize,
-    pub(crate) connections: usize,
+    pub(crate) point: Point,
     /// Whether this repeats a spoiled cell.
     pub(crate) repeat: bool,
 }
@@ -45,27 +46,28 @@ pub(crate) struct Place {
 /// Runs a cell. The error is also in the cell, with what was counted until then.
 pub(crate) fn run(
     settings: &Settings,
-    place: Place,
+    place: &Place,
     cpus: Cpus,
     interrupt: &Interrupt,
 ) -> (Cell, Option<Error>) {
     let row = &settings.rows[place.row];
-    let mut cell = Cell::new(row.to_string(), place, settings.size);
+    let mut cell = Cell::new(row.to_string(), place);
     let outcome = match row {
         Row::Backend(_) | Row::Hired(_) => Server::start(row, cpus.server)
             .and_then(|server| measure_child(settings, place, server, interrupt, &mut cell)),
         Row::Remote(remote) => resolve(remote, settings.timeout)
             .and_then(|target| measure_remote(settings, place, target, interrupt, &mut cell)),
     };
-    let error =
-        outcome.err().map(|error| error.within(&format!("{row} over {} connections", place.connections)));
+    let error = outcome
+        .err()
+        .map(|error| error.within(&format!("{row} over {} connections", place.point.connections)));
     cell.error = error.as_ref().map(Error::to_string);
     (cell, error)
 }
 
 fn measure_child(
     settings: &Settings,
-    place: Place,
+    place: &Place,
     mut server: Server,
     interrupt: &Interrupt,
     cell: &mut Cell,
@@ -83,7 +85,8 @@ fn measure_child(
     let stats =
         closed.and_then(|_| Some((server.stats(Mark::WindowOpened)?, server.stats(Mark::WindowClosed)?)));
     fill(cell, settings, &counted, opened.zip(closed));
-    cell.idle = before.zip(after).map(|(before, after)| idle(&counted, place.connections, before, after));
+    cell.idle =
+        before.zip(after).map(|(before, after)| idle(&counted, place.point.connections, before, after));
     if let Some(error) = counted.error {
         fill_server_costs(cell, stats, None);
         return Err(blame(error, &mut server));
@@ -96,7 +99,7 @@ fn measure_child(
 
 fn measure_remote(
     settings: &Settings,
-    place: Place,
+    place: &Place,
     target: SocketAddr,
     interrupt: &Interrupt,
     cell: &mut Cell,
@@ -107,18 +110,19 @@ fn measure_remote(
     counted.error.map_or(Ok(()), Err)
 }
 
-fn load(settings: &Settings, place: Place, target: SocketAddr) -> Load {
+fn load(settings: &Settings, place: &Place, target: SocketAddr) -> Load {
     Load {
         target,
-        connections: place.connections,
-        size: settings.size,
+        connections: place.point.connections,
+        sizes: place.point.size.clone(),
+        pipeline: place.point.pipeline,
         seed: settings.seed,
         round: place.round,
         verify: settings.verify,
         timeout: settings.timeout,
         warmup: settings.warmup,
         duration: settings.duration,
-        pacing: settings.pacing,
+        pacing: settings.pacing(&place.point),
         idle: settings.idle.then_some(PINGED),
         stall: settings.client_stall,
     }
@@ -242,8 +246,8 @@ fn fill(cell: &mut Cell, settings: &Settings, counted: &Counted, readings: Optio
     cell.counts = Counts {
         requests: counted.requests,
         requests_all_phases: counted.requests_total,
-        bytes_each_way: counted.requests * settings.size as u64,
-        connections_asked: cell.connections,
+        bytes_each_way: counted.requests * cell.point.size.largest() as u64,
+        connections_asked: cell.point.connections,
         connections_alive: counted.alive,
         connections_starved: counted.starved,
     };
@@ -270,7 +274,8 @@ fn fill_cpu(settings: &Settings, cell: &mut Cell, opened: Reading, closed: Readi
         Some(closed?.checked_sub(opened?)?.as_secs_f64())
     };
     // Who spins takes a whole core whatever the server does.
-    let client = if settings.spins() { None } else { spent(opened.client, closed.client) };
+    let spins = settings.pacing(&cell.point).is_some_and(|pacing| pacing.pace == Pace::Spin);
+    let client = if spins { None } else { spent(opened.client, closed.client) };
     let server = spent(opened.server, closed.server);
     let requests = cell.counts.requests as f64;
     let per_request = |seconds: f64| (requests > 0.0).then(|| seconds * 1e6 / requests);
@@ -294,7 +299,7 @@ fn fill_server_costs(
     window: Option<(ServerStats, ServerStats)>,
     last: Option<&ServerStats>,
 ) {
-    let size = cell.size;
+    let size = cell.point.size.largest();
     let costs = &mut cell.costs;
     costs.server_peak_memory_bytes = last.and_then(|stats| stats.peak_memory_bytes);
     let Some((opened, closed)) = window else { return };
@@ -344,8 +349,8 @@ fn client_checks(settings: &Settings, cell: &Cell) -> Vec<Check> {
     if !settings.idle {
         checks.extend(steadiness(&cell.series));
     }
-    checks.extend(match settings.pacing {
-        Some(pacing) => rate_kept(cell, pacing.rate),
+    checks.extend(match cell.point.rate {
+        Some(rate) => rate_kept(cell, rate),
         None => littles_law(cell),
     });
     if let Some(tcp) = cell.tcp {
@@ -378,11 +383,11 @@ fn steadiness(series: &[u64]) -> Option<Check> {
 }
 
 /// Whether an open loop sent what arrived; what it sent was answered, or the run had ended.
-fn rate_kept(cell: &Cell, rate: f64) -> Option<Check> {
+fn rate_kept(cell: &Cell, rate: u64) -> Option<Check> {
     let (rps, paced) = (cell.rps?, cell.paced.as_ref()?);
     let Paced { offered, late, dropped, .. } = paced;
     let detail = format!(
-        "{rps:.0} of {rate:.0} requests/s were answered; of {offered} that arrived, {late} waited for a free \
+        "{rps:.0} of {rate} requests/s were answered; of {offered} that arrived, {late} waited for a free \
          connection and {dropped} were never sent"
     );
     Some(Check::noted("rate_kept", *dropped as f64 <= DROPPED_MAX * *offered as f64, detail))
@@ -392,7 +397,7 @@ fn rate_kept(cell: &Cell, rate: f64) -> Option<Check> {
 /// connection. If it is not, one of the figures is wrong.
 fn littles_law(cell: &Cell) -> Option<Check> {
     let (rps, latency) = (cell.rps?, cell.latency.as_ref().filter(|_| !cell.hides_latency())?);
-    let (under_way, asked) = (rps * latency.mean_us / 1e6, cell.connections as f64);
+    let (under_way, asked) = (rps * latency.mean_us / 1e6, cell.point.connections as f64);
     let detail = format!("{under_way:.1} requests were under way on average, of {asked} connections");
     Some(Check::noted("littles_law", (under_way / asked - 1.0).abs() <= LITTLE_MAX, detail))
 }
@@ -412,7 +417,7 @@ fn server_checks(cell: &Cell, last: Option<&ServerStats>) -> Vec<Check> {
         return vec![stopped];
     };
     let made = cell.counts.connections_asked as u64;
-    let sent = cell.counts.requests_all_phases * cell.size as u64;
+    let sent = cell.counts.requests_all_phases * cell.point.size.largest() as u64;
     vec![
         stopped,
         Check::required(
@@ -447,8 +452,7 @@ mod tests {
 
     #[test]
     fn rate_and_latency_must_fit_the_connections() {
-        let place = Place { round: 1, row: 0, connections: 10, repeat: false };
-        let mut cell = Cell::new("epoll".into(), place, 64);
+        let mut cell = Cell::of_test("epoll", 1, 10);
         assert!(littles_law(&cell).is_none(), "nothing is known yet");
         let mut histogram = hdrhistogram::Histogram::new(3).expect("3 digits");
         histogram.record(10_000_000).expect("auto-resizing");

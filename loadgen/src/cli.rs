@@ -9,9 +9,10 @@ use crate::{
     engine::open_loop::{Arrival, Pace, Pacing},
     error::Error,
     export::Exports,
-    message::{HEADER_BYTES, MESSAGE_BYTES_MAX, Verify},
+    message::Verify,
     pinning::Pinning,
     plan::Order,
+    point::{Point, Sizes},
     selftest::SelftestArgs,
     spec::{Hired, Kind, Remote, Row, Spec},
     units,
@@ -150,7 +151,7 @@ struct LoadArgs {
     pace: Option<Pace>,
     /// Bytes of each request and reply, at least 24
     #[arg(short, long, value_name = "BYTES", default_value = "64", value_parser = size)]
-    size: usize,
+    size: Sizes,
     /// Seed of the payloads and of the order of rounds
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
@@ -217,16 +218,16 @@ pub(crate) struct Settings {
     pub(crate) rounds: usize,
     pub(crate) order: Order,
     pub(crate) min_effect: f64,
-    pub(crate) connections: Vec<usize>,
+    pub(crate) points: Vec<Point>,
     pub(crate) duration: Duration,
     pub(crate) warmup: Duration,
-    /// An open loop; None for a closed one.
-    pub(crate) pacing: Option<Pacing>,
+    /// How requests arrive at points that have a rate, and how the client waits for them.
+    pub(crate) arrival: Arrival,
+    pub(crate) pace: Pace,
     /// Connections ask once, then hold still.
     pub(crate) idle: bool,
     /// The client stands still for so long in the middle of the window: a fault that only selftest plants.
     pub(crate) client_stall: Option<Duration>,
-    pub(crate) size: usize,
     pub(crate) seed: u64,
     pub(crate) timeout: Duration,
     pub(crate) pin: Pinning,
@@ -238,14 +239,20 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    /// Whether the client keeps its core busy whatever there is to do.
-    pub(crate) fn spins(&self) -> bool {
-        self.pacing.is_some_and(|pacing| pacing.pace == Pace::Spin)
+    /// An open loop, if the point has a rate.
+    pub(crate) fn pacing(&self, point: &Point) -> Option<Pacing> {
+        let Self { arrival, pace, .. } = *self;
+        point.rate.map(|rate| Pacing { rate: rate as f64, arrival, pace })
+    }
+
+    /// Whether some of the points are open loops.
+    pub(crate) fn is_paced(&self) -> bool {
+        self.points.iter().any(|point| point.rate.is_some())
     }
 
     /// What the verdict rests on: at a given rate, what it costs.
     pub(crate) fn primary_metric(&self) -> Metric {
-        if self.pacing.is_some() { Metric::ServerCpuPerRequest } else { Metric::Rps }
+        if self.is_paced() { Metric::ServerCpuPerRequest } else { Metric::Rps }
     }
 }
 
@@ -340,6 +347,10 @@ impl LoadArgs {
         {
             return Err(Error::usage(format!("-c names {} twice; name each count once", twice.1)));
         }
+        let connections = if self.connections.is_empty() { vec![64, 1_000] } else { self.connections };
+        let (size, rate) = (self.size, self.rate.map(|rate| rate as u64));
+        let point = |connections| Point { connections, size: size.clone(), pipeline: 1, rate };
+        let points = connections.into_iter().map(point).collect();
         Ok(Settings {
             command,
             rows,
@@ -347,17 +358,13 @@ impl LoadArgs {
             rounds: 1,
             order: Order::Given,
             min_effect: verdict::MIN_EFFECT,
-            connections: if self.connections.is_empty() { vec![64, 1_000] } else { self.connections },
+            points,
             duration: self.duration.unwrap_or(Duration::from_millis(duration)),
             warmup: self.warmup.unwrap_or(Duration::from_millis(warmup)),
-            pacing: self.rate.map(|rate| Pacing {
-                rate: rate as f64,
-                arrival: self.arrival.unwrap_or(Arrival::Poisson),
-                pace: self.pace.unwrap_or(Pace::Sleep),
-            }),
+            arrival: self.arrival.unwrap_or(Arrival::Poisson),
+            pace: self.pace.unwrap_or(Pace::Sleep),
             idle: false,
             client_stall: None,
-            size: self.size,
             seed: self.seed,
             timeout: self.timeout,
             pin: self.pin,
@@ -370,13 +377,11 @@ impl LoadArgs {
     }
 }
 
-fn size(text: &str) -> Result<usize, String> {
-    match units::size(text)? {
-        small if small < HEADER_BYTES => Err(format!(
-            "{small} bytes do not hold the header that replies are verified by; use {HEADER_BYTES} or more"
-        )),
-        large if large > MESSAGE_BYTES_MAX => Err("the largest size is 64MiB".into()),
-        size => Ok(size),
+fn size(text: &str) -> Result<Sizes, String> {
+    let sizes: Sizes = text.parse()?;
+    match sizes.only() {
+        Some(_) => Ok(sizes),
+        None => Err(format!("'{text}' is a mix of sizes; all requests have one size, such as 64 or 4KiB")),
     }
 }
 
@@ -417,7 +422,8 @@ mod tests {
     fn quick_shortens_what_was_not_said() {
         let settings = CompareArgs::quick().settings().expect("valid");
         assert_eq!((settings.rounds, settings.duration), (6, Duration::from_secs(1)));
-        assert_eq!(settings.connections, [64, 1000]);
+        let connections: Vec<usize> = settings.points.iter().map(|point| point.connections).collect();
+        assert_eq!(connections, [64, 1000]);
         let settings = compare(&["--quick", "-d", "3s", "--rounds", "8"]).expect("valid");
         assert_eq!((settings.rounds, settings.duration), (8, Duration::from_secs(3)));
     }
@@ -432,9 +438,14 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_refused() {
-        for line in
-            [["--backend", "epoll"], ["--backend", "epoll,epoll"], ["-s", "16"], ["-c", "0"], ["-c", "8,8"]]
-        {
+        for line in [
+            ["--backend", "epoll"],
+            ["--backend", "epoll,epoll"],
+            ["-s", "16"],
+            ["-s", "64+4KiB"],
+            ["-c", "0"],
+            ["-c", "8,8"],
+        ] {
             assert!(compare(&line).is_err(), "{line:?}");
         }
         assert!(compare(&["--rounds", "0"]).is_err());

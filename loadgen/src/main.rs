@@ -16,6 +16,7 @@ mod message;
 mod output;
 mod pinning;
 mod plan;
+mod point;
 mod raw;
 mod report;
 mod result;

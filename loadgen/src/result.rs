@@ -18,10 +18,12 @@ use crate::{
     machine::{Git, Machine},
     measure::TcpTrouble,
     pinning::Cpus,
+    point::Point,
     verdict::{Metric, Verdict},
 };
 
 pub(crate) const SCHEMA: &str = "ringspun-loadgen/1";
+const IDLE: &str = "idle";
 
 /// A whole run.
 #[derive(Debug, Serialize)]
@@ -49,26 +51,24 @@ pub(crate) struct Document {
 /// The settings as they applied, defaults included.
 #[derive(Debug, Serialize)]
 pub(crate) struct Recorded {
-    pub(crate) mode: &'static str,
-    pub(crate) command: &'static str,
+    pub(crate) mode: String,
+    pub(crate) command: String,
     pub(crate) rows: Vec<String>,
     pub(crate) baseline: String,
     pub(crate) primary_metric: Metric,
     pub(crate) rounds: usize,
-    pub(crate) order: &'static str,
+    pub(crate) order: String,
     pub(crate) min_effect: f64,
-    pub(crate) connections: Vec<usize>,
+    pub(crate) points: Vec<Point>,
     pub(crate) duration_seconds: f64,
     pub(crate) warmup_seconds: f64,
     pub(crate) timeout_seconds: f64,
-    pub(crate) size_bytes: usize,
-    /// Requests a second; null in a closed loop, as are the two below.
-    pub(crate) rate: Option<f64>,
+    /// null in a closed loop, as is the one below.
     pub(crate) arrival: Option<String>,
     pub(crate) pace: Option<String>,
     pub(crate) seed: u64,
-    pub(crate) verify: &'static str,
-    pub(crate) client: &'static str,
+    pub(crate) verify: String,
+    pub(crate) client: String,
     pub(crate) server_cpu: Option<usize>,
     pub(crate) client_cpu: Option<usize>,
     pub(crate) tcp_nodelay: bool,
@@ -77,29 +77,41 @@ pub(crate) struct Recorded {
 impl Recorded {
     pub(crate) fn of(settings: &Settings, cpus: Cpus) -> Self {
         Self {
-            mode: if settings.idle { "idle" } else { "rr" },
-            command: settings.command,
+            mode: if settings.idle { IDLE } else { "rr" }.into(),
+            command: settings.command.into(),
             rows: settings.rows.iter().map(ToString::to_string).collect(),
             baseline: settings.rows[settings.baseline].to_string(),
             primary_metric: settings.primary_metric(),
             rounds: settings.rounds,
-            order: settings.order.name(),
+            order: settings.order.name().into(),
             min_effect: settings.min_effect,
-            connections: settings.connections.clone(),
+            points: settings.points.clone(),
             duration_seconds: settings.duration.as_secs_f64(),
             warmup_seconds: settings.warmup.as_secs_f64(),
             timeout_seconds: settings.timeout.as_secs_f64(),
-            size_bytes: settings.size,
-            rate: settings.pacing.map(|pacing| pacing.rate),
-            arrival: settings.pacing.and_then(|pacing| word(pacing.arrival)),
-            pace: settings.pacing.and_then(|pacing| word(pacing.pace)),
+            arrival: settings.is_paced().then(|| word(settings.arrival)).flatten(),
+            pace: settings.is_paced().then(|| word(settings.pace)).flatten(),
             seed: settings.seed,
-            verify: settings.verify.name(),
-            client: "io_uring",
+            verify: settings.verify.name().into(),
+            client: "io_uring".into(),
             server_cpu: cpus.server,
             client_cpu: cpus.client,
             tcp_nodelay: true,
         }
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.mode == IDLE
+    }
+
+    /// Whether rows are compared; idle ones are there once, which is no comparison.
+    pub(crate) fn compares(&self) -> bool {
+        self.rows.len() > 1 && !self.is_idle()
+    }
+
+    /// The rows that are compared with the baseline.
+    pub(crate) fn others(&self) -> impl Iterator<Item = &String> {
+        self.rows.iter().filter(|row| **row != self.baseline)
     }
 }
 
@@ -113,8 +125,8 @@ fn word(value: impl ValueEnum) -> Option<String> {
 pub(crate) struct Cell {
     pub(crate) row: String,
     pub(crate) round: usize,
-    pub(crate) connections: usize,
-    pub(crate) size: usize,
+    #[serde(flatten)]
+    pub(crate) point: Point,
     /// Whether it repeats a spoiled cell.
     pub(crate) repeat: bool,
     /// Whether a check failed, so that it counts for nothing.
@@ -144,19 +156,18 @@ pub(crate) struct Cell {
 }
 
 impl Cell {
-    pub(crate) fn new(row: String, place: Place, size: usize) -> Self {
+    pub(crate) fn new(row: String, place: &Place) -> Self {
         Self {
             row,
             round: place.round,
-            connections: place.connections,
-            size,
+            point: place.point.clone(),
             repeat: place.repeat,
             spoiled: false,
             server: None,
             window_opened_unix_seconds: None,
             ramp_seconds: 0.0,
             window_seconds: 0.0,
-            counts: Counts { connections_asked: place.connections, ..Counts::default() },
+            counts: Counts { connections_asked: place.point.connections, ..Counts::default() },
             rps: None,
             latency: None,
             histogram: None,
@@ -169,6 +180,14 @@ impl Cell {
             checks: Vec::new(),
             error: None,
         }
+    }
+
+    /// One over connections that ask 64 bytes of this row.
+    #[cfg(test)]
+    pub(crate) fn of_test(row: &str, round: usize, connections: usize) -> Self {
+        let size = "64".parse().expect("a size");
+        let point = Point { connections, size, pipeline: 1, rate: None };
+        Self::new(row.into(), &Place { round, row: 0, point, repeat: false })
     }
 
     /// Whether its figures may be compared.
@@ -330,8 +349,8 @@ pub(crate) struct Comparison {
     pub(crate) metric: Metric,
     pub(crate) a: String,
     pub(crate) b: String,
-    pub(crate) connections: usize,
-    pub(crate) size: usize,
+    #[serde(flatten)]
+    pub(crate) point: Point,
     /// Hodges-Lehmann estimate.
     pub(crate) ratio: f64,
     /// Ends of the 95 % interval; null with fewer than 6 rounds.

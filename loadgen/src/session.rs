@@ -21,7 +21,7 @@ pub(crate) fn measure(settings: &Settings) -> Result<Exit, Error> {
     settings.exports.check()?;
     let interrupt = Interrupt::watch()?;
     let descriptors = machine::raise_descriptor_limit();
-    let most = settings.connections.iter().copied().max().unwrap_or(0);
+    let most = settings.points.iter().map(|point| point.connections).max().unwrap_or(0);
     machine::check_descriptors(most, descriptors)?;
     let cpus = settings.pin.choose()?;
     let git = Git::describe();
@@ -76,13 +76,14 @@ impl<'a> Session<'a> {
         Self { settings, cpus, interrupt, output, plan, document }
     }
 
-    /// Rounds outside, connections within: a drift of the machine meets all of them alike.
+    /// Rounds outside, points within: a drift of the machine meets all of them alike.
     fn carry_out(&mut self) -> Result<(), Error> {
         report::progress(&text::opening(self.settings, self.cpus));
         for (index, rows) in self.plan.clone().into_iter().enumerate() {
-            for connections in self.settings.connections.clone() {
+            for point in &self.settings.points {
                 for row in &rows {
-                    self.measure_cell(Place { round: index + 1, row: *row, connections, repeat: false })?;
+                    let place = Place { round: index + 1, row: *row, point: point.clone(), repeat: false };
+                    self.measure_cell(place)?;
                 }
             }
         }
@@ -90,10 +91,10 @@ impl<'a> Session<'a> {
     }
 
     fn measure_cell(&mut self, place: Place) -> Result<(), Error> {
-        let (mut cell, error) = cell::run(self.settings, place, self.cpus, &self.interrupt);
+        let (mut cell, error) = cell::run(self.settings, &place, self.cpus, &self.interrupt);
         cell.spoiled = cell.checks.iter().any(Check::has_spoiled);
         let spoiled = cell.spoiled;
-        report::progress(&text::progress(&cell, self.settings.rounds));
+        report::progress(&text::progress(&cell, &self.document.settings));
         self.document.cells.push(cell);
         // Kept at once: whatever ends this process, its cells stay, marked as incomplete.
         self.output.write_result(&self.document)?;
@@ -112,13 +113,13 @@ impl<'a> Session<'a> {
         document.interrupted = error.as_ref().is_some_and(|error| error.exit == Exit::Interrupted);
         document.error = error.as_ref().map(ToString::to_string);
         document.finished = Some(now());
-        document.comparisons = summary::comparisons(self.settings, &document.cells);
-        let summary = summary::summarise(self.settings, &document.cells, &document.comparisons, complete);
+        document.comparisons = summary::comparisons(&document.settings, &document.cells);
+        let summary = summary::summarise(document);
         let passes = summary.conclusive_and_valid;
         document.summary = Some(summary);
         let path = self.output.result_path();
         let json = self.output.write_result(document)?;
-        let screen = text::screen(self.settings, document, &path);
+        let screen = text::screen(document, &path);
         self.output.write_screen(&screen)?;
         report::print(if self.settings.format == Format::Json { &json } else { &screen });
         if error.is_none() {

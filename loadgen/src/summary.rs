@@ -3,8 +3,8 @@
 use hdrhistogram::Histogram;
 
 use crate::{
-    cli::Settings,
-    result::{Cell, Comparison, Document, Latency, Paced, Summary},
+    point::{Distinction, Point},
+    result::{Cell, Comparison, Document, Latency, Paced, Recorded, Summary},
     stats,
     units::grouped,
     verdict::{Metric, Verdict},
@@ -21,7 +21,7 @@ const NOTED: [(&str, &str); 5] = [
     ("no_tcp_trouble", "TCP dropped something or sent it again"),
 ];
 
-/// One row over its rounds at one number of connections: medians over rounds, histograms added.
+/// One row over its rounds at one point: medians over rounds, histograms added.
 #[derive(Debug)]
 pub(crate) struct Line {
     pub(crate) row: String,
@@ -38,9 +38,9 @@ pub(crate) struct Line {
 }
 
 impl Line {
-    pub(crate) fn of(cells: &[Cell], row: &str, connections: usize) -> Self {
-        let client_bound = is_client_bound(cells, row, connections);
-        let cells: Vec<&Cell> = counted(cells, row, connections).collect();
+    pub(crate) fn of(cells: &[Cell], row: &str, point: &Point) -> Self {
+        let client_bound = is_client_bound(cells, row, point);
+        let cells: Vec<&Cell> = counted(cells, row, point).collect();
         let median = |value: &dyn Fn(&Cell) -> Option<f64>| {
             stats::median(&cells.iter().filter_map(|cell| value(cell)).collect::<Vec<_>>())
         };
@@ -68,10 +68,8 @@ fn tells_latency(cells: &[&Cell]) -> bool {
     !cells.iter().any(|cell| cell.hides_latency())
 }
 
-fn counted<'a>(cells: &'a [Cell], row: &'a str, connections: usize) -> impl Iterator<Item = &'a Cell> {
-    cells.iter().filter(move |cell| {
-        cell.row == row && cell.connections == connections && cell.counts_for_comparison()
-    })
+fn counted<'a>(cells: &'a [Cell], row: &'a str, point: &'a Point) -> impl Iterator<Item = &'a Cell> {
+    cells.iter().filter(move |cell| cell.row == row && cell.point == *point && cell.counts_for_comparison())
 }
 
 /// What an open loop adds to a line: histograms and counts of all rounds together.
@@ -98,11 +96,11 @@ impl PacedLine {
     }
 }
 
-/// A metric of one row at one number of connections, over its rounds.
+/// A metric of one row at one point, over its rounds.
 #[derive(Debug)]
 pub(crate) struct Spread {
     pub(crate) row: String,
-    pub(crate) connections: usize,
+    pub(crate) point: Point,
     pub(crate) metric: Metric,
     pub(crate) rounds: usize,
     pub(crate) median: f64,
@@ -110,13 +108,13 @@ pub(crate) struct Spread {
     pub(crate) greatest: f64,
 }
 
-/// Every metric that is available, of every row at every number of connections.
+/// Every metric that is available, of every row at every point.
 pub(crate) fn spreads(document: &Document) -> Vec<Spread> {
     let places = places(document).into_iter();
     places
-        .flat_map(|(row, connections)| Metric::ALL.map(|metric| (row.clone(), connections, metric)))
-        .filter_map(|(row, connections, metric)| {
-            let cells: Vec<&Cell> = counted(&document.cells, &row, connections).collect();
+        .flat_map(|(row, point)| Metric::ALL.map(|metric| (row.clone(), point.clone(), metric)))
+        .filter_map(|(row, point, metric)| {
+            let cells: Vec<&Cell> = counted(&document.cells, &row, &point).collect();
             if metric.is_latency() && !tells_latency(&cells) {
                 return None;
             }
@@ -124,28 +122,28 @@ pub(crate) fn spreads(document: &Document) -> Vec<Spread> {
             let median = stats::median(&values)?;
             let least = values.iter().copied().fold(f64::INFINITY, f64::min);
             let greatest = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            Some(Spread { row, connections, metric, rounds: values.len(), median, least, greatest })
+            Some(Spread { row, point, metric, rounds: values.len(), median, least, greatest })
         })
         .collect()
 }
 
-/// The latency of every row at every number of connections, all rounds added.
-pub(crate) fn merged_histograms(document: &Document) -> Vec<(String, usize, Histogram<u64>)> {
+/// The latency of every row at every point, all rounds added.
+pub(crate) fn merged_histograms(document: &Document) -> Vec<(String, Point, Histogram<u64>)> {
     let places = places(document).into_iter();
     places
-        .filter_map(|(row, connections)| {
-            let cells: Vec<&Cell> = counted(&document.cells, &row, connections).collect();
+        .filter_map(|(row, point)| {
+            let cells: Vec<&Cell> = counted(&document.cells, &row, &point).collect();
             let merged = tells_latency(&cells).then(|| merged(&cells)).flatten()?;
-            Some((row.clone(), connections, merged))
+            Some((row, point, merged))
         })
         .collect()
 }
 
-/// Rows and numbers of connections, in the order in which they were measured first.
-fn places(document: &Document) -> Vec<(String, usize)> {
+/// Rows and points, in the order in which they were measured first.
+fn places(document: &Document) -> Vec<(String, Point)> {
     let mut places = Vec::new();
     for cell in &document.cells {
-        let place = (cell.row.clone(), cell.connections);
+        let place = (cell.row.clone(), cell.point.clone());
         if !places.contains(&place) {
             places.push(place);
         }
@@ -173,38 +171,31 @@ fn sum<'a>(histograms: impl Iterator<Item = &'a Histogram<u64>>) -> Option<Histo
     sum
 }
 
-/// Every row against the baseline, in every metric, at every number of connections.
-pub(crate) fn comparisons(settings: &Settings, cells: &[Cell]) -> Vec<Comparison> {
-    if settings.idle {
-        // Every row is there once, which is no comparison.
+/// Every row against the baseline, in every metric, at every point.
+pub(crate) fn comparisons(settings: &Recorded, cells: &[Cell]) -> Vec<Comparison> {
+    if !settings.compares() {
         return Vec::new();
     }
-    let baseline = settings.rows[settings.baseline].to_string();
-    let rows = settings.rows.iter().map(ToString::to_string).filter(|row| *row != baseline);
-    let pairs =
-        rows.flat_map(|row| settings.connections.iter().map(move |connections| (row.clone(), *connections)));
+    let pairs = settings.others().flat_map(|row| settings.points.iter().map(move |point| (row, point)));
     pairs
-        .flat_map(|(row, connections)| Metric::ALL.map(|metric| (row.clone(), connections, metric)))
-        .filter_map(|(row, connections, metric)| {
-            compare(settings, cells, &row, &baseline, connections, metric)
-        })
+        .flat_map(|(row, point)| Metric::ALL.map(|metric| (row, point, metric)))
+        .filter_map(|(row, point, metric)| compare(settings, cells, row, point, metric))
         .collect()
 }
 
 fn compare(
-    settings: &Settings,
+    settings: &Recorded,
     cells: &[Cell],
     a: &str,
-    b: &str,
-    connections: usize,
+    point: &Point,
     metric: Metric,
 ) -> Option<Comparison> {
-    let of_row = |row| counted(cells, row, connections).collect::<Vec<_>>();
+    let b = settings.baseline.as_str();
+    let of_row = |row| counted(cells, row, point).collect::<Vec<_>>();
     if metric.is_latency() && !(tells_latency(&of_row(a)) && tells_latency(&of_row(b))) {
         return None;
     }
-    let of_round =
-        |row, round| counted(cells, row, connections).find(|cell| cell.round == round)?.metric(metric);
+    let of_round = |row, round| counted(cells, row, point).find(|cell| cell.round == round)?.metric(metric);
     let ratios: Vec<f64> =
         (1..=settings.rounds).filter_map(|round| Some(of_round(a, round)? / of_round(b, round)?)).collect();
     let estimate = stats::estimate(&ratios)?;
@@ -212,83 +203,81 @@ fn compare(
         metric,
         a: a.into(),
         b: b.into(),
-        connections,
-        size: settings.size,
+        point: point.clone(),
         ratio: estimate.ratio,
         low: estimate.interval.map(|(low, _)| low),
         high: estimate.interval.map(|(_, high)| high),
         p: estimate.p,
         rounds: ratios.len(),
         ratios,
-        verdict: if mostly_fails(cells, a, connections, RATE_KEPT)
-            || mostly_fails(cells, b, connections, RATE_KEPT)
-        {
+        verdict: if mostly_fails(cells, a, point, RATE_KEPT) || mostly_fails(cells, b, point, RATE_KEPT) {
             Verdict::RateNotKept
         } else {
             Verdict::of(metric, &estimate, settings.min_effect)
         },
-        primary: metric == primary_metric(settings, cells, (a, b), connections),
+        primary: metric == primary_metric(settings, cells, a, point),
     })
 }
 
-/// What the verdict rests on: the rate, unless the client was at its limit in most cells of either row. Then the
-/// rate is the client's, and the server's cost tells more.
-fn primary_metric(settings: &Settings, cells: &[Cell], (a, b): (&str, &str), connections: usize) -> Metric {
-    if is_client_bound(cells, a, connections) || is_client_bound(cells, b, connections) {
+/// What the verdict rests on: the rate, unless the client was at its limit in most cells of the row or of the
+/// baseline. Then the rate is the client's, and the server's cost tells more.
+fn primary_metric(settings: &Recorded, cells: &[Cell], row: &str, point: &Point) -> Metric {
+    if is_client_bound(cells, row, point) || is_client_bound(cells, &settings.baseline, point) {
         Metric::ServerCpuPerRequest
     } else {
-        settings.primary_metric()
+        settings.primary_metric
     }
 }
 
 /// Whether the client was what limited a row's rate, in most of its cells.
-fn is_client_bound(cells: &[Cell], row: &str, connections: usize) -> bool {
-    mostly_fails(cells, row, connections, CLIENT_BOUND)
+fn is_client_bound(cells: &[Cell], row: &str, point: &Point) -> bool {
+    mostly_fails(cells, row, point, CLIENT_BOUND)
 }
 
-fn mostly_fails(cells: &[Cell], row: &str, connections: usize, check: &str) -> bool {
-    let all = counted(cells, row, connections).count();
-    let failing = counted(cells, row, connections).filter(|cell| failed(cell, check)).count();
+fn mostly_fails(cells: &[Cell], row: &str, point: &Point, check: &str) -> bool {
+    let all = counted(cells, row, point).count();
+    let failing = counted(cells, row, point).filter(|cell| failed(cell, check)).count();
     2 * failing > all
 }
 
 /// The sentences below the table.
-pub(crate) fn summarise(
-    settings: &Settings,
-    cells: &[Cell],
-    comparisons: &[Comparison],
-    complete: bool,
-) -> Summary {
-    let primary: Vec<&Comparison> = comparisons.iter().filter(|comparison| comparison.primary).collect();
+pub(crate) fn summarise(document: &Document) -> Summary {
+    let Document { settings, cells, complete, .. } = document;
+    let primary: Vec<&Comparison> =
+        document.comparisons.iter().filter(|comparison| comparison.primary).collect();
     let spoiled = unrepaired(cells);
     let conclusive = primary
         .iter()
         .all(|comparison| !matches!(comparison.verdict, Verdict::Inconclusive | Verdict::RateNotKept));
-    let compared = settings.rows.len() > 1 && !settings.idle;
-    let enough = !compared || primary.len() == (settings.rows.len() - 1) * settings.connections.len();
+    let compared = settings.compares();
+    let enough = !compared || primary.len() == settings.others().count() * settings.points.len();
     Summary {
-        verdict: compared.then(|| verdict_sentence(&primary)),
-        verified: verified_sentence(settings, cells),
-        valid: valid_sentence(cells, &spoiled, complete),
-        conclusive_and_valid: complete && spoiled.is_empty() && conclusive && enough,
+        verdict: compared.then(|| verdict_sentence(&primary, Distinction::among(&settings.points))),
+        verified: verified_sentence(&settings.verify, cells),
+        valid: valid_sentence(cells, &spoiled, *complete),
+        conclusive_and_valid: *complete && spoiled.is_empty() && conclusive && enough,
     }
 }
 
-fn verdict_sentence(primary: &[&Comparison]) -> String {
+fn verdict_sentence(primary: &[&Comparison], distinction: Distinction) -> String {
     if primary.is_empty() {
         return "none: no round is whole.".into();
     }
-    let clauses: Vec<String> = primary.iter().map(|comparison| clause(comparison)).collect();
+    let clauses: Vec<String> = primary.iter().map(|comparison| clause(comparison, distinction)).collect();
     format!("{}.", clauses.join("; "))
 }
 
-fn clause(comparison: &Comparison) -> String {
-    let Comparison { a, b, ratio, .. } = comparison;
-    let connections = grouped(comparison.connections as u64);
+fn clause(comparison: &Comparison, distinction: Distinction) -> String {
+    let Comparison { a, b, ratio, point, .. } = comparison;
+    let (connections, suffix) = (grouped(point.connections as u64), distinction.suffix(point));
     let per_cent = (ratio - 1.0).abs() * 100.0;
     match comparison.verdict {
-        Verdict::Faster => format!("{a} is {per_cent:.1} % faster than {b} over {connections} connections"),
-        Verdict::Slower => format!("{a} is {per_cent:.1} % slower than {b} over {connections} connections"),
+        Verdict::Faster => {
+            format!("{a} is {per_cent:.1} % faster than {b} over {connections} connections{suffix}")
+        }
+        Verdict::Slower => {
+            format!("{a} is {per_cent:.1} % slower than {b} over {connections} connections{suffix}")
+        }
         Verdict::Cheaper | Verdict::Costlier => {
             let less = if comparison.verdict == Verdict::Cheaper { "less" } else { "more" };
             let ends = comparison.low.zip(comparison.high).map(|(low, high)| {
@@ -297,34 +286,38 @@ fn clause(comparison: &Comparison) -> String {
                 format!(" [{:.1}, {:.1}]", ends[0], ends[1])
             });
             format!(
-                "{a} takes {per_cent:.1}{} % {less} server CPU a request than {b} over {connections} connections",
+                "{a} takes {per_cent:.1}{} % {less} server CPU a request than {b} over {connections} connections{suffix}",
                 ends.unwrap_or_default()
             )
         }
         Verdict::RateNotKept => {
-            format!("no verdict for {a} against {b} over {connections}: the rate was not kept")
+            format!("no verdict for {a} against {b} over {connections}{suffix}: the rate was not kept")
         }
-        Verdict::NoDifferenceShown => format!("no difference shown between {a} and {b} over {connections}"),
+        Verdict::NoDifferenceShown => {
+            format!("no difference shown between {a} and {b} over {connections}{suffix}")
+        }
         _ if comparison.low.is_none() => {
-            format!("inconclusive for {a} over {connections}: {} rounds, 6 are needed", comparison.rounds)
+            format!(
+                "inconclusive for {a} over {connections}{suffix}: {} rounds, 6 are needed",
+                comparison.rounds
+            )
         }
         _ => format!(
-            "inconclusive for {a} against {b} over {connections}: more rounds or longer windows may tell"
+            "inconclusive for {a} against {b} over {connections}{suffix}: more rounds or longer windows may tell"
         ),
     }
 }
 
-fn verified_sentence(settings: &Settings, cells: &[Cell]) -> String {
-    use crate::message::Verify;
+fn verified_sentence(verify: &str, cells: &[Cell]) -> String {
     let replies = grouped(cells.iter().map(|cell| cell.counts.requests_all_phases).sum());
     let wrong: u64 = cells.iter().flat_map(|cell| &cell.errors).map(|failure| failure.count).sum();
-    let how = match settings.verify {
-        Verify::Full => "compared byte by byte with their requests",
-        Verify::Header => "their headers compared, not their payloads, as --verify header says",
-        Verify::Off => "counted, not compared, as --verify off says",
+    let how = match verify {
+        "full" => "compared byte by byte with their requests",
+        "header" => "their headers compared, not their payloads, as --verify header says",
+        _ => "counted, not compared, as --verify off says",
     };
     match wrong {
-        0 if settings.verify == Verify::Off => format!("{replies} replies, {how}; none missing."),
+        0 if verify == "off" => format!("{replies} replies, {how}; none missing."),
         0 => format!("{replies} replies, {how}; none wrong or missing."),
         wrong => format!("{replies} replies, {how}; failures: {}.", grouped(wrong)),
     }
@@ -373,7 +366,7 @@ fn starvation(cells: &[Cell]) -> Option<String> {
         "starved connections in {count} of {} cells, {} of {} in the worst ({}), so no latency of theirs is told",
         cells.len(),
         grouped(worst.counts.connections_starved as u64),
-        grouped(worst.connections as u64),
+        grouped(worst.point.connections as u64),
         worst.row
     ))
 }
@@ -381,10 +374,10 @@ fn starvation(cells: &[Cell]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{cell::Place, result::Check};
+    use crate::{pinning::Cpus, result::Check};
 
     fn cell(row: &str, round: usize, bound: bool) -> Cell {
-        let mut cell = Cell::new(row.into(), Place { round, row: 0, connections: 8, repeat: false }, 64);
+        let mut cell = Cell::of_test(row, round, 8);
         cell.checks.push(Check::noted(CLIENT_BOUND, !bound, String::new()));
         cell
     }
@@ -392,13 +385,16 @@ mod tests {
     #[test]
     fn where_the_client_is_the_limit_the_verdict_rests_on_cost() {
         let free: Vec<Cell> = (1..=6).map(|round| cell("epoll", round, round <= 3)).collect();
-        assert!(!is_client_bound(&free, "epoll", 8), "half of them is not most of them");
+        assert!(!is_client_bound(&free, "epoll", &free[0].point), "half of them is not most of them");
         let mut cells: Vec<Cell> = (1..=6).map(|round| cell("io_uring", round, round <= 4)).collect();
         cells.extend(free);
         let settings = crate::cli::CompareArgs::quick().settings().expect("valid");
-        let primary = |pair, connections| primary_metric(&settings, &cells, pair, connections);
-        assert_eq!(primary(("io_uring", "epoll"), 8), Metric::ServerCpuPerRequest);
-        assert_eq!(primary(("threads", "epoll"), 8), Metric::Rps);
-        assert_eq!(primary(("io_uring", "epoll"), 16), Metric::Rps, "no cell is like this");
+        let settings = Recorded::of(&settings, Cpus::default());
+        let primary = |row, point| primary_metric(&settings, &cells, row, point);
+        let point = &cells[0].point;
+        assert_eq!(primary("io_uring", point), Metric::ServerCpuPerRequest);
+        assert_eq!(primary("threads", point), Metric::Rps);
+        let other = Point { pipeline: 2, ..point.clone() };
+        assert_eq!(primary("io_uring", &other), Metric::Rps, "no cell is like this");
     }
 }

@@ -36,6 +36,7 @@ use self::{
 use crate::{
     error::Error,
     message::{self, Finding, Verify},
+    point::Sizes,
 };
 
 /// Connections being made at once: well below the backlog that listeners usually have.
@@ -51,7 +52,10 @@ pub(crate) const SLICE: Duration = Duration::from_millis(100);
 pub(crate) struct Load {
     pub(crate) target: SocketAddr,
     pub(crate) connections: usize,
-    pub(crate) size: usize,
+    pub(crate) sizes: Sizes,
+    /// Requests under way at once on each connection.
+    #[expect(dead_code, reason = "until the client pipelines")]
+    pub(crate) pipeline: usize,
     pub(crate) seed: u64,
     /// From 1.
     pub(crate) round: usize,
@@ -143,7 +147,7 @@ pub(crate) fn probe() -> Result<(), Error> {
 /// Runs the load once, over fresh connections.
 pub(crate) fn run(load: &Load, watcher: &mut impl Watcher) -> Result<Counted, Error> {
     let sources = Sources::new(load.target, load.connections);
-    let ring = Ring::new(load.connections, load.size, load.target.into())?;
+    let ring = Ring::new(load.connections, load.sizes.largest(), load.target.into())?;
     let counted = Counted::new()?;
     // Another sequence of arrivals each round, the same for all rows of a round.
     let seed = load.seed ^ (load.round as u64) << 32;
@@ -347,7 +351,7 @@ impl Engine<'_> {
         while self.opened < self.load.connections && self.opened - self.connected < CONNECTING_MAX {
             let socket = self.sources.socket(self.opened)?;
             self.connections[self.opened].connecting_since(Instant::now());
-            self.ring.connect(socket, self.load.size);
+            self.ring.connect(socket, self.load.sizes.largest());
             self.opened += 1;
         }
         Ok(())
@@ -371,10 +375,10 @@ impl Engine<'_> {
             Event::Connected { slot, result: Err(errno) } => {
                 self.failures.connect(slot, self.load.target, errno);
             }
-            Event::Sent { slot, result: Ok(sent) } if sent == self.load.size => self.sent(slot),
+            Event::Sent { slot, result: Ok(sent) } if sent == self.load.sizes.largest() => self.sent(slot),
             Event::Sent { slot, result } => {
                 let errno = result.err().unwrap_or(Errno::EPIPE);
-                self.failures.broken("send", slot, &self.connections[slot], self.load.size, errno);
+                self.failures.broken("send", slot, &self.connections[slot], self.load.sizes.largest(), errno);
             }
             Event::Received { slot, result, more } => self.received(slot, result, more),
             Event::Cancelled => {}
@@ -402,7 +406,13 @@ impl Engine<'_> {
             Ok(None) => self.closed(slot),
             Err(errno) => {
                 self.connected -= 1;
-                self.failures.broken("receive", slot, &self.connections[slot], self.load.size, errno);
+                self.failures.broken(
+                    "receive",
+                    slot,
+                    &self.connections[slot],
+                    self.load.sizes.largest(),
+                    errno,
+                );
             }
         }
     }
@@ -412,12 +422,12 @@ impl Engine<'_> {
         let connection = &self.connections[slot];
         match connection.verdict(self.ring.outgoing(slot)) {
             Some(finding) => self.failures.wrong(slot, connection.sequence, &finding),
-            None => self.failures.closed(slot, connection, self.load.size),
+            None => self.failures.closed(slot, connection, self.load.sizes.largest()),
         }
     }
 
     fn reply(&mut self, slot: usize, lease: &Lease) {
-        let compared = self.load.verify.compared(self.load.size);
+        let compared = self.load.verify.compared(self.load.sizes.largest());
         let mut at = 0;
         while at < lease.length() {
             let expected = self.ring.outgoing(slot);
@@ -508,7 +518,7 @@ impl Engine<'_> {
             match partial {
                 Some(finding) => self.failures.wrong(slot, connection.sequence, &finding),
                 None if connection.sent_at.is_some() => {
-                    self.failures.no_reply(slot, connection, self.load.size, timeout);
+                    self.failures.no_reply(slot, connection, self.load.sizes.largest(), timeout);
                 }
                 None => self.failures.connect(slot, self.load.target, Errno::ETIMEDOUT),
             }

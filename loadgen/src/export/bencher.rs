@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::{result::Document, summary, verdict::Metric};
+use crate::{point::Distinction, result::Document, summary, verdict::Metric};
 
 #[derive(Serialize)]
 struct Value {
@@ -18,6 +18,7 @@ struct Value {
 
 pub(super) fn render(document: &Document) -> String {
     let mut benchmarks: BTreeMap<String, BTreeMap<String, Value>> = BTreeMap::new();
+    let distinction = Distinction::among(&document.settings.points);
     for spread in summary::spreads(document) {
         let (measure, scale) = measure(spread.metric);
         let value = Value {
@@ -25,14 +26,15 @@ pub(super) fn render(document: &Document) -> String {
             lower_value: Some(spread.least * scale),
             upper_value: Some(spread.greatest * scale),
         };
-        let name = format!("{}/{}", spread.row, spread.connections);
+        let name = format!("{}/{}", spread.row, distinction.tag(&spread.point, '/'));
         benchmarks.entry(name).or_default().insert(measure.into(), value);
     }
     for comparison in &document.comparisons {
         let (measure, _) = measure(comparison.metric);
         let value =
             Value { value: comparison.ratio, lower_value: comparison.low, upper_value: comparison.high };
-        let name = format!("{}-vs-{}/{}", comparison.a, comparison.b, comparison.connections);
+        let tag = distinction.tag(&comparison.point, '/');
+        let name = format!("{}-vs-{}/{tag}", comparison.a, comparison.b);
         benchmarks.entry(name).or_default().insert(format!("{measure}-ratio"), value);
     }
     // Texts and finite numbers always serialise.

@@ -6,7 +6,7 @@ const COLUMNS: &str = "row,connections,round,size_bytes,repeat,spoiled,window_se
                        p90_us,p99_us,p999_us,max_us,server_cpu_us_per_request,client_cpu_us_per_request,\
                        total_cpu_us_per_request,syscalls_per_request,events_per_wait,\
                        voluntary_switches_per_request,involuntary_switches_per_request,server_peak_memory_bytes,\
-                       connections_starved,offered,late,dropped";
+                       connections_starved,offered,late,dropped,pipeline,rate";
 
 pub(super) fn render(document: &Document) -> String {
     let mut text = format!("{COLUMNS}\r\n");
@@ -23,9 +23,9 @@ fn line(cell: &Cell) -> Vec<String> {
     let figure = |value: Option<f64>| value.map(|value| value.to_string()).unwrap_or_default();
     let mut fields = vec![
         quoted(&cell.row),
-        cell.connections.to_string(),
+        cell.point.connections.to_string(),
         cell.round.to_string(),
-        cell.size.to_string(),
+        cell.point.size.to_string(),
         cell.repeat.to_string(),
         cell.spoiled.to_string(),
         cell.window_seconds.to_string(),
@@ -56,6 +56,8 @@ fn line(cell: &Cell) -> Vec<String> {
         cell.paced.as_ref().map(|paced| pick(paced).to_string()).unwrap_or_default()
     };
     fields.extend([paced(|paced| paced.offered), paced(|paced| paced.late), paced(|paced| paced.dropped)]);
+    fields.push(cell.point.pipeline.to_string());
+    fields.push(cell.point.rate.map(|rate| rate.to_string()).unwrap_or_default());
     fields
 }
 

@@ -5,6 +5,7 @@
 use serde::Serialize;
 
 use crate::{
+    point::{Distinction, Point},
     result::{Comparison, Document},
     summary::{self, Spread},
     verdict::Metric,
@@ -29,12 +30,15 @@ pub(super) fn smaller(document: &Document) -> String {
 
 /// The ratios of rates, of rows over their baseline.
 pub(super) fn ratios(document: &Document) -> String {
-    let comparisons = document.comparisons.iter();
-    render(comparisons.filter(|comparison| comparison.metric == Metric::Rps).map(ratio).collect())
+    let distinction = Distinction::among(&document.settings.points);
+    let comparisons = document.comparisons.iter().filter(|comparison| comparison.metric == Metric::Rps);
+    render(comparisons.map(|comparison| ratio(comparison, distinction)).collect())
 }
 
 fn figures(document: &Document, wanted: fn(Metric) -> bool) -> Vec<Entry> {
-    summary::spreads(document).iter().filter(|spread| wanted(spread.metric)).map(figure).collect()
+    let distinction = Distinction::among(&document.settings.points);
+    let spreads = summary::spreads(document).into_iter().filter(|spread| wanted(spread.metric));
+    spreads.map(|spread| figure(&spread, distinction)).collect()
 }
 
 fn render(entries: Vec<Entry>) -> String {
@@ -44,9 +48,14 @@ fn render(entries: Vec<Entry>) -> String {
     text
 }
 
-fn figure(spread: &Spread) -> Entry {
+fn place(point: &Point, distinction: Distinction) -> String {
+    format!("{} connections{}", point.connections, distinction.suffix(point))
+}
+
+fn figure(spread: &Spread, distinction: Distinction) -> Entry {
+    let Spread { row, point, metric, .. } = spread;
     Entry {
-        name: format!("{}, {} connections: {}", spread.row, spread.connections, spread.metric.title()),
+        name: format!("{row}, {}: {}", place(point, distinction), metric.title()),
         unit: spread.metric.unit(),
         value: spread.median,
         range: format!("± {}", (spread.greatest - spread.least) / 2.0),
@@ -54,11 +63,11 @@ fn figure(spread: &Spread) -> Entry {
     }
 }
 
-fn ratio(comparison: &Comparison) -> Entry {
-    let Comparison { a, b, connections, metric, .. } = comparison;
+fn ratio(comparison: &Comparison, distinction: Distinction) -> Entry {
+    let Comparison { a, b, point, metric, .. } = comparison;
     let half = comparison.low.zip(comparison.high).map(|(low, high)| (high - low) / 2.0);
     Entry {
-        name: format!("{a} / {b}, {connections} connections: {}", metric.title()),
+        name: format!("{a} / {b}, {}: {}", place(point, distinction), metric.title()),
         unit: "ratio",
         value: comparison.ratio,
         range: half.map(|half| format!("± {half}")).unwrap_or_default(),

@@ -1,11 +1,11 @@
 //! The percentile distribution that HdrHistogram's plotter reads, in milliseconds: a file a row and
-//! number of connections, all rounds added.
+//! point, all rounds added.
 
 use std::fmt::Write;
 
 use hdrhistogram::Histogram;
 
-use crate::{result::Document, summary};
+use crate::{point::Distinction, result::Document, summary};
 
 /// Steps for each halving of the distance to 100 %.
 const TICKS: u32 = 5;
@@ -13,12 +13,13 @@ const NS_PER_MS: f64 = 1e6;
 
 /// Each distribution with a name for its file.
 pub(super) fn render(document: &Document) -> Vec<(String, String)> {
+    let distinction = Distinction::among(&document.settings.points);
     let merged = summary::merged_histograms(document).into_iter();
     merged
-        .map(|(row, connections, histogram)| {
+        .map(|(row, point, histogram)| {
             // No name of a server has a plus, so no two rows share a file.
             let plain = row.replace(|c: char| !c.is_ascii_alphanumeric() && !"._-".contains(c), "+");
-            (format!("{plain}-{connections}"), distribution(&histogram))
+            (format!("{plain}-{}", distinction.tag(&point, '-')), distribution(&histogram))
         })
         .collect()
 }

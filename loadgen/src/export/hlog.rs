@@ -1,5 +1,5 @@
 //! The HdrHistogram interval log (version 1.3): an interval a cell, values in nanoseconds, tagged
-//! with row and connections.
+//! with row and point.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -8,7 +8,10 @@ use hdrhistogram::serialization::{
     interval_log::{IntervalLogWriterBuilder, Tag},
 };
 
-use crate::result::{Cell, Document};
+use crate::{
+    point::Distinction,
+    result::{Cell, Document},
+};
 
 pub(super) fn render(document: &Document) -> String {
     let mut bytes = Vec::new();
@@ -28,6 +31,7 @@ fn write(document: &Document, bytes: &mut Vec<u8>) -> Option<()> {
         builder.with_start_time(UNIX_EPOCH + Duration::from_secs_f64(opened));
     }
     let mut log = builder.begin_log_with(bytes, &mut serializer).ok()?;
+    let distinction = Distinction::among(&document.settings.points);
     // A cell that leaves out the slowest is left out itself.
     let told = |cell: &&Cell| cell.counts_for_comparison() && !cell.hides_latency();
     for cell in document.cells.iter().filter(told) {
@@ -35,13 +39,13 @@ fn write(document: &Document, bytes: &mut Vec<u8>) -> Option<()> {
             continue;
         };
         let length = Duration::from_secs_f64(cell.window_seconds);
-        let tag = tag(cell);
+        let tag = tag(cell, distinction);
         log.write_histogram(histogram, Duration::from_secs_f64(opened), length, Tag::new(&tag)).ok()?;
     }
     Some(())
 }
 
 /// A tag may hold neither commas nor white space.
-fn tag(cell: &Cell) -> String {
-    format!("{}/{}", cell.row, cell.connections).replace([',', ' '], "_")
+fn tag(cell: &Cell, distinction: Distinction) -> String {
+    format!("{}/{}", cell.row, distinction.tag(&cell.point, '/')).replace([',', ' '], "_")
 }

@@ -1,11 +1,12 @@
 //! The final screen, 80 columns wide, and the lines of progress before it.
 
-use std::{fmt::Write as _, path::Path};
+use std::{fmt::Write as _, path::Path, time::Duration};
 
 use crate::{
     cli::Settings,
     pinning::Cpus,
-    result::{Cell, Comparison, Document, Idle, Latency},
+    point::{Distinction, Point},
+    result::{Cell, Comparison, Document, Idle, Latency, Recorded},
     summary::Line,
     units::{bytes, grouped},
     verdict::Metric,
@@ -20,7 +21,7 @@ const BOUND: &str = "*";
 /// What is about to happen.
 pub(crate) fn opening(settings: &Settings, cpus: Cpus) -> String {
     let rows: Vec<String> = settings.rows.iter().map(ToString::to_string).collect();
-    let cells = settings.rounds * settings.rows.len() * settings.connections.len();
+    let cells = settings.rounds * settings.rows.len() * settings.points.len();
     let pinned = match (cpus.server, cpus.client) {
         (Some(server), Some(client)) => format!("server on CPU {server}, client on CPU {client}"),
         _ => "not pinned".into(),
@@ -33,12 +34,14 @@ pub(crate) fn opening(settings: &Settings, cpus: Cpus) -> String {
 }
 
 /// One cell that has ended.
-pub(crate) fn progress(cell: &Cell, rounds: usize) -> String {
+pub(crate) fn progress(cell: &Cell, settings: &Recorded) -> String {
     let place = format!(
-        "round {}/{rounds}, {} over {} connections{}",
+        "round {}/{}, {} over {} connections{}{}",
         cell.round,
+        settings.rounds,
         cell.row,
-        grouped(cell.connections as u64),
+        grouped(cell.point.connections as u64),
+        Distinction::among(&settings.points).suffix(&cell.point),
         if cell.repeat { ", repeated" } else { "" }
     );
     if let (None, Some(idle)) = (&cell.error, &cell.idle) {
@@ -55,10 +58,10 @@ pub(crate) fn progress(cell: &Cell, rounds: usize) -> String {
 }
 
 /// Tables, then the four lines.
-pub(crate) fn screen(settings: &Settings, document: &Document, path: &Path) -> String {
+pub(crate) fn screen(document: &Document, path: &Path) -> String {
     let mut text = String::new();
-    for connections in &settings.connections {
-        table(&mut text, settings, document, *connections);
+    for point in &document.settings.points {
+        table(&mut text, document, point);
     }
     if text.lines().any(|line| line.split_whitespace().any(|word| word == MISSING)) {
         text.push_str("-: not available\n\n");
@@ -80,19 +83,19 @@ pub(crate) fn screen(settings: &Settings, document: &Document, path: &Path) -> S
     text
 }
 
-fn table(text: &mut String, settings: &Settings, document: &Document, connections: usize) {
-    let lines: Vec<Line> =
-        settings.rows.iter().map(|row| Line::of(&document.cells, &row.to_string(), connections)).collect();
+fn table(text: &mut String, document: &Document, point: &Point) {
+    let settings = &document.settings;
+    let lines: Vec<Line> = settings.rows.iter().map(|row| Line::of(&document.cells, row, point)).collect();
     let compared = settings.rows.len() > 1;
-    heading(text, settings, connections);
-    if settings.idle {
-        return idle(text, settings, document, connections);
+    heading(text, settings, point);
+    if settings.is_idle() {
+        return idle(text, document, point);
     }
     speed_heading(text, compared);
-    for (index, line) in lines.iter().enumerate() {
+    for line in &lines {
         let ratio = match compared {
-            true if index == settings.baseline => "1 (baseline)".into(),
-            true => ratio(&document.comparisons, &line.row, connections),
+            true if line.row == settings.baseline => "1 (baseline)".into(),
+            true => ratio(&document.comparisons, &line.row, point),
             false => String::new(),
         };
         speed(text, line, &ratio);
@@ -108,22 +111,12 @@ fn table(text: &mut String, settings: &Settings, document: &Document, connection
 
 // Writing to a String cannot fail, so the results of `write!` below carry nothing.
 
-fn heading(text: &mut String, settings: &Settings, connections: usize) {
-    let _ = writeln!(
-        text,
-        "{} connection{}, {} requests{}, {} round{} of {}\n",
-        grouped(connections as u64),
-        plural(connections),
-        bytes(settings.size as u64),
-        settings.pacing.map(|pacing| format!(", {}/s", grouped(pacing.rate as u64))).unwrap_or_default(),
-        settings.rounds,
-        plural(settings.rounds),
-        humantime::format_duration(settings.duration)
-    );
-}
-
-fn plural(count: usize) -> &'static str {
-    if count == 1 { "" } else { "s" }
+fn heading(text: &mut String, settings: &Recorded, point: &Point) {
+    let plural = if settings.rounds == 1 { "" } else { "s" };
+    // Nothing that was read can be too long or negative for a duration.
+    let window = Duration::try_from_secs_f64(settings.duration_seconds).unwrap_or_default();
+    let window = humantime::format_duration(window);
+    let _ = writeln!(text, "{point}, {} round{plural} of {window}\n", settings.rounds);
 }
 
 fn speed_heading(text: &mut String, compared: bool) {
@@ -169,15 +162,14 @@ fn cost(text: &mut String, line: &Line) {
     );
 }
 
-fn idle(text: &mut String, settings: &Settings, document: &Document, connections: usize) {
+fn idle(text: &mut String, document: &Document, point: &Point) {
     let _ = writeln!(
         text,
         "{:<NAME_WIDTH$}{:>12}{:>12}{:>12}{:>12}{:>14}",
         "bytes each:", "server", "client", "kernel", "connects/s", "alive at end"
     );
-    for row in settings.rows.iter().map(ToString::to_string) {
-        let mut cells =
-            document.cells.iter().filter(|cell| cell.row == row && cell.connections == connections);
+    for row in &document.settings.rows {
+        let mut cells = document.cells.iter().filter(|cell| cell.row == *row && cell.point == *point);
         let cost = cells.next_back().and_then(|cell| cell.idle.as_ref());
         let bytes = |pick: fn(&Idle) -> Option<f64>| {
             cost.and_then(pick).map_or_else(|| MISSING.into(), |bytes| format!("{bytes:.0}"))
@@ -185,7 +177,7 @@ fn idle(text: &mut String, settings: &Settings, document: &Document, connections
         let _ = writeln!(
             text,
             "{}{:>12}{:>12}{:>12}{:>12}{:>14}",
-            padded(&row),
+            padded(row),
             bytes(|idle| idle.server_bytes_per_connection),
             bytes(|idle| idle.client_bytes_per_connection),
             bytes(|idle| idle.kernel_bytes_per_connection),
@@ -248,9 +240,9 @@ fn microseconds(value: Option<f64>) -> String {
     }
 }
 
-fn ratio(comparisons: &[Comparison], row: &str, connections: usize) -> String {
+fn ratio(comparisons: &[Comparison], row: &str, point: &Point) -> String {
     let comparison = comparisons.iter().find(|comparison| {
-        comparison.metric == Metric::Rps && comparison.a == row && comparison.connections == connections
+        comparison.metric == Metric::Rps && comparison.a == row && comparison.point == *point
     });
     let Some(comparison) = comparison else { return MISSING.into() };
     interval(comparison.ratio, comparison.low.zip(comparison.high))

@@ -16,7 +16,7 @@ use crate::{
     machine,
     pinning::{self, Cpus},
     plan, report,
-    result::{Cell, Comparison},
+    result::{Cell, Comparison, Recorded},
     spec::{Remote, Row},
     summary,
     units::grouped,
@@ -110,7 +110,7 @@ impl Bench {
                 cells.push(cell);
             }
         }
-        let comparisons = summary::comparisons(&settings, &cells);
+        let comparisons = summary::comparisons(&Recorded::of(&settings, self.cpus), &cells);
         for metric in [Metric::Rps, Metric::ServerCpuPerRequest] {
             let comparison = comparisons.iter().find(|comparison| comparison.metric == metric);
             let text = comparison.map_or("not available".into(), noise);
@@ -154,9 +154,10 @@ impl Bench {
         let mut settings = settings(line)?;
         let remote: Remote = format!("tcp://{address}").parse().map_err(Error::internal)?;
         (settings.rows, settings.client_stall) = (vec![Row::Remote(remote)], stall);
-        (settings.size, settings.warmup) = (faults::SIZE, Duration::ZERO);
-        let place = Place { round: 1, row: 0, connections: settings.connections[0], repeat: false };
-        let (cell, error) = cell::run(&settings, place, self.cpus, &self.interrupt);
+        settings.warmup = Duration::ZERO;
+        settings.points[0].size = faults::SIZE.to_string().parse().map_err(Error::internal)?;
+        let place = Place { round: 1, row: 0, point: settings.points[0].clone(), repeat: false };
+        let (cell, error) = cell::run(&settings, &place, self.cpus, &self.interrupt);
         match error {
             Some(error) if error.exit != Exit::Verification => Err(error),
             _ => Ok(cell),
@@ -164,8 +165,8 @@ impl Bench {
     }
 
     fn cell(&self, settings: &Settings, row: usize, round: usize) -> Result<Cell, Error> {
-        let place = Place { round, row, connections: settings.connections[0], repeat: false };
-        let (cell, error) = cell::run(settings, place, self.cpus, &self.interrupt);
+        let place = Place { round, row, point: settings.points[0].clone(), repeat: false };
+        let (cell, error) = cell::run(settings, &place, self.cpus, &self.interrupt);
         match error {
             Some(error) => Err(error),
             None if self.interrupt.came() => Err(Error::interrupted()),
