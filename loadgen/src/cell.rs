@@ -9,28 +9,21 @@ use crate::{
     child::Server,
     cli::Settings,
     control::{Mark, ServerStats},
-    engine::{self, Counted, Load, Watcher, open_loop::Pace},
+    engine::{self, Close, Counted, Dialogue, Load, Watcher, open_loop::Pace},
     error::{Error, Exit},
+    http,
     interrupt::Interrupt,
     measure::{CpuClock, CpuTicks, Memory, TcpTrouble},
+    mode::{Manner, Mode},
     pinning::Cpus,
     point::Point,
-    result::{Cell, Check, Costs, Counts, Idle, Latency, Paced},
+    result::{Cell, Costs, Counts, Idle, Latency, Paced},
     spec::{Remote, Row},
+    validity,
 };
 
-/// Above this share of a CPU the client may be what limits the rate.
-const CLIENT_BOUND: f64 = 0.9;
 /// The share of idle connections that must show at the end that they live.
 const PINGED: f64 = 0.01;
-/// A rate that changes more within a window is no rate.
-const DRIFT_MAX: f64 = 0.1;
-/// An open loop that never sends a larger share of what arrives does not keep its rate.
-const DROPPED_MAX: f64 = 0.01;
-/// How far rate times latency may be from the number of connections.
-const LITTLE_MAX: f64 = 0.05;
-/// Above this share of stolen time a cell says more about the neighbours than about the server.
-const STOLEN_MAX: f64 = 0.05;
 
 /// Which cell of the plan this is.
 #[derive(Clone, Debug)]
@@ -76,11 +69,11 @@ fn measure_child(
     let target = SocketAddr::from(([127, 0, 0, 1], server.port));
     let (clock, pid) = (CpuClock::of(server.pid()), server.pid());
     let hired = matches!(settings.rows[place.row], Row::Hired(_));
-    let before = settings.idle.then(|| Memory::read(Some(pid)));
+    let before = settings.is_idle().then(|| Memory::read(Some(pid)));
     let mut meter = Meter::new(interrupt, clock, Some(&mut server));
     meter.memory_of = before.map(|_| pid);
     meter.family = hired.then_some(pid);
-    let counted = engine::run(&load(settings, place, target), &mut meter)?;
+    let counted = engine::run(&load(settings, place, target)?, &mut meter)?;
     let (opened, closed, after) = (meter.opened, meter.closed, meter.memory);
     let stats =
         closed.and_then(|_| Some((server.stats(Mark::WindowOpened)?, server.stats(Mark::WindowClosed)?)));
@@ -88,12 +81,12 @@ fn measure_child(
     cell.idle =
         before.zip(after).map(|(before, after)| idle(&counted, place.point.connections, before, after));
     if let Some(error) = counted.error {
-        fill_server_costs(cell, stats, None);
+        fill_server_costs(cell, settings.manner.mode, stats, None);
         return Err(blame(error, &mut server));
     }
     let last = server.stop();
-    fill_server_costs(cell, stats, last.as_ref());
-    cell.checks.extend(server_checks(cell, last.as_ref()));
+    fill_server_costs(cell, settings.manner.mode, stats, last.as_ref());
+    cell.checks.extend(validity::of_server(cell, last.as_ref()));
     Ok(())
 }
 
@@ -105,13 +98,14 @@ fn measure_remote(
     cell: &mut Cell,
 ) -> Result<(), Error> {
     let mut meter = Meter::new(interrupt, None, None);
-    let counted = engine::run(&load(settings, place, target), &mut meter)?;
+    let counted = engine::run(&load(settings, place, target)?, &mut meter)?;
     fill(cell, settings, &counted, meter.opened.zip(meter.closed));
     counted.error.map_or(Ok(()), Err)
 }
 
-fn load(settings: &Settings, place: &Place, target: SocketAddr) -> Load {
-    Load {
+fn load(settings: &Settings, place: &Place, target: SocketAddr) -> Result<Load, Error> {
+    let Manner { close, think, ramp, client, .. } = settings.manner;
+    Ok(Load {
         target,
         connections: place.point.connections,
         sizes: place.point.size.clone(),
@@ -120,12 +114,30 @@ fn load(settings: &Settings, place: &Place, target: SocketAddr) -> Load {
         round: place.round,
         verify: settings.verify,
         timeout: settings.timeout,
+        ramp,
         warmup: settings.warmup,
         duration: settings.duration,
+        think,
+        dialogue: dialogue(settings, &settings.rows[place.row], target)?,
+        churn: close,
         pacing: settings.pacing(&place.point),
-        idle: settings.idle.then_some(PINGED),
+        idle: settings.is_idle().then_some(PINGED),
+        client,
         stall: settings.client_stall,
-    }
+    })
+}
+
+fn dialogue(settings: &Settings, row: &Row, target: SocketAddr) -> Result<Dialogue, Error> {
+    let Some(path) = &settings.manner.http else {
+        let push = settings.manner.mode == Mode::Push;
+        return Ok(if push { Dialogue::Push } else { Dialogue::Echo });
+    };
+    let authority = match row {
+        Row::Remote(remote) => remote.authority.clone(),
+        _ => target.to_string(),
+    };
+    let close = settings.manner.close == Some(Close::Server);
+    http::Request::get(&authority, path, close).map(Dialogue::Http).map_err(Error::usage)
 }
 
 fn resolve(remote: &Remote, timeout: Duration) -> Result<SocketAddr, Error> {
@@ -246,13 +258,15 @@ fn fill(cell: &mut Cell, settings: &Settings, counted: &Counted, readings: Optio
     cell.counts = Counts {
         requests: counted.requests,
         requests_all_phases: counted.requests_total,
-        bytes_each_way: counted.requests * cell.point.size.largest() as u64,
+        bytes_each_way: counted.bytes,
+        bytes_sent_all_phases: counted.bytes_sent_total,
+        connections_made: counted.connections_made,
         connections_asked: cell.point.connections,
         connections_alive: counted.alive,
         connections_starved: counted.starved,
     };
-    cell.rps =
-        (cell.window_seconds > 0.0 && !settings.idle).then(|| counted.requests as f64 / cell.window_seconds);
+    cell.rps = (cell.window_seconds > 0.0 && !settings.is_idle())
+        .then(|| counted.requests as f64 / cell.window_seconds);
     cell.latency = Latency::of(&counted.latency);
     cell.histogram = Some(counted.latency.clone());
     cell.paced = counted.paced.as_ref().map(Paced::from);
@@ -265,7 +279,7 @@ fn fill(cell: &mut Cell, settings: &Settings, counted: &Counted, readings: Optio
         cell.tcp = opened.tcp.zip(closed.tcp).map(|(opened, closed)| closed.since(opened));
     }
     if counted.error.is_none() {
-        cell.checks = client_checks(settings, cell);
+        cell.checks = validity::of_client(settings, cell);
     }
 }
 
@@ -296,17 +310,19 @@ fn fill_cpu(settings: &Settings, cell: &mut Cell, opened: Reading, closed: Readi
 /// same two moments, since its answer may come later than the window's end.
 fn fill_server_costs(
     cell: &mut Cell,
+    mode: Mode,
     window: Option<(ServerStats, ServerStats)>,
     last: Option<&ServerStats>,
 ) {
-    let size = cell.point.size.largest();
+    let size = cell.point.size.mean();
     let costs = &mut cell.costs;
     costs.server_peak_memory_bytes = last.and_then(|stats| stats.peak_memory_bytes);
     let Some((opened, closed)) = window else { return };
     costs.server_peak_memory_bytes = costs.server_peak_memory_bytes.or(closed.peak_memory_bytes);
     let between = |name: &str| Some(closed.count(name)?.saturating_sub(opened.count(name)?));
-    let requests =
-        between("bytes_received").map(|bytes| bytes as f64 / size as f64).filter(|count| *count > 0.0);
+    // What is pushed comes in once and goes out to all.
+    let counter = if mode == Mode::Push { "bytes_sent" } else { "bytes_received" };
+    let requests = between(counter).map(|bytes| bytes as f64 / size).filter(|count| *count > 0.0);
     let per_request = |count: u64| requests.map(|requests| count as f64 / requests);
     costs.syscalls_per_request = per_request(closed.syscalls_total() - opened.syscalls_total());
     costs.voluntary_switches_per_request = per_request(closed.voluntary_switches - opened.voluntary_switches);
@@ -320,147 +336,4 @@ fn fill_server_costs(
         .map(|(name, count)| (name.clone(), count - opened.syscalls.get(name).copied().unwrap_or(0)))
         .filter(|(_, count)| *count > 0)
         .collect();
-}
-
-fn client_checks(settings: &Settings, cell: &Cell) -> Vec<Check> {
-    let counts = &cell.counts;
-    let mut checks = vec![
-        Check::required(
-            "connections_alive",
-            counts.connections_alive == counts.connections_asked,
-            format!("{} of {} were up at the end", counts.connections_alive, counts.connections_asked),
-        ),
-        // How a server shares its time is its own property, so it is told and not thrown away.
-        Check::noted(
-            "no_starved_connection",
-            counts.connections_starved == 0,
-            format!("{} got no reply within the window", counts.connections_starved),
-        ),
-    ];
-    if let Some(stolen) = cell.costs.stolen_share {
-        let detail = format!("the hypervisor took {:.1} % of the time", stolen * 100.0);
-        checks.push(Check::required("stolen_time", stolen <= STOLEN_MAX, detail));
-    }
-    // Who spins is always busy; then this check has nothing to say, and neither has the share.
-    if let Some(share) = cell.costs.client_cpu_share {
-        let detail = format!("the client used {:.0} % of a CPU", share * 100.0);
-        checks.push(Check::noted("client_not_saturated", share <= CLIENT_BOUND, detail));
-    }
-    if !settings.idle {
-        checks.extend(steadiness(&cell.series));
-    }
-    checks.extend(match cell.point.rate {
-        Some(rate) => rate_kept(cell, rate),
-        None => littles_law(cell),
-    });
-    if let Some(tcp) = cell.tcp {
-        let TcpTrouble { retransmitted_segments, dropped_connections, dropped_segments } = tcp;
-        let none = tcp == TcpTrouble::default();
-        let detail = format!(
-            "{retransmitted_segments} segments were sent again, {dropped_segments} dropped, {dropped_connections} \
-             connections dropped, in the whole network namespace"
-        );
-        checks.push(Check::noted("no_tcp_trouble", none, detail));
-    }
-    checks
-}
-
-/// Whether the rate holds: the second half of the window against the first.
-fn steadiness(series: &[u64]) -> Option<Check> {
-    // The last slice may be cut short by the window's end.
-    let whole = &series[..series.len().saturating_sub(1)];
-    let (first, second) = (&whole[..whole.len() / 2], &whole[whole.len().div_ceil(2)..]);
-    let (first, second): (u64, u64) = (first.iter().sum(), second.iter().sum());
-    if first == 0 {
-        let detail = format!("nothing was served in the first half of the window, {second} in the second");
-        return (second > 0).then(|| Check::noted("steady_rate", false, detail));
-    }
-    let change = second as f64 / first as f64 - 1.0;
-    // Random arrivals differ by themselves: three standard deviations of two counts.
-    let chance = 3.0 * (4.0 / (first + second) as f64).sqrt();
-    let detail = format!("the second half of the window served {:+.1} % against the first", change * 100.0);
-    Some(Check::noted("steady_rate", change.abs() <= DRIFT_MAX.max(chance), detail))
-}
-
-/// Whether an open loop sent what arrived; what it sent was answered, or the run had ended.
-fn rate_kept(cell: &Cell, rate: u64) -> Option<Check> {
-    let (rps, paced) = (cell.rps?, cell.paced.as_ref()?);
-    let Paced { offered, late, dropped, .. } = paced;
-    let detail = format!(
-        "{rps:.0} of {rate} requests/s were answered; of {offered} that arrived, {late} waited for a free \
-         connection and {dropped} were never sent"
-    );
-    Some(Check::noted("rate_kept", *dropped as f64 <= DROPPED_MAX * *offered as f64, detail))
-}
-
-/// Rate times mean latency is the number of requests under way; in a closed loop that is one a
-/// connection. If it is not, one of the figures is wrong.
-fn littles_law(cell: &Cell) -> Option<Check> {
-    let (rps, latency) = (cell.rps?, cell.latency.as_ref().filter(|_| !cell.hides_latency())?);
-    let (under_way, asked) = (rps * latency.mean_us / 1e6, cell.point.connections as f64);
-    let detail = format!("{under_way:.1} requests were under way on average, of {asked} connections");
-    Some(Check::noted("littles_law", (under_way / asked - 1.0).abs() <= LITTLE_MAX, detail))
-}
-
-/// The server's account must agree with the client's.
-fn server_checks(cell: &Cell, last: Option<&ServerStats>) -> Vec<Check> {
-    let Some(last) = last else {
-        return vec![Check::required(
-            "server_stopped_cleanly",
-            false,
-            "it gave no last account of itself".into(),
-        )];
-    };
-    let stopped = Check::required("server_stopped_cleanly", true, "it gave its last account".into());
-    // Another program counts nothing for loadgen.
-    let (Some(accepted), Some(received)) = (last.count("accepted"), last.count("bytes_received")) else {
-        return vec![stopped];
-    };
-    let made = cell.counts.connections_asked as u64;
-    let sent = cell.counts.requests_all_phases * cell.point.size.largest() as u64;
-    vec![
-        stopped,
-        Check::required(
-            "server_accepted_all",
-            accepted == made,
-            format!("the server counts {accepted} accepted connections, the client made {made}"),
-        ),
-        Check::required(
-            "server_received_all",
-            received == sent,
-            format!("the server counts {received} bytes, the client sent {sent}"),
-        ),
-    ]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_rate_that_changes_within_the_window_is_told() {
-        let passed = |series: &[u64]| steadiness(series).map(|check| check.passed);
-        assert_eq!(passed(&[10_000; 11]), Some(true));
-        assert_eq!(passed(&[10_000, 10_000, 10_800, 10_800, 3]), Some(true), "the last slice is cut short");
-        assert_eq!(passed(&[10_000, 10_000, 8_800, 8_800, 0]), Some(false));
-        assert_eq!(passed(&[10_000, 10_000, 11_200, 11_200, 0]), Some(false));
-        assert_eq!(passed(&[10_000, 10_000, 0, 0, 0]), Some(false), "it went quiet");
-        assert_eq!(passed(&[0, 0, 5, 5, 0]), Some(false), "it began late");
-        assert_eq!(passed(&[100, 100, 120, 120, 0]), Some(true), "so few differ by chance");
-        assert_eq!((passed(&[]), passed(&[0, 0, 0, 0])), (None, None));
-    }
-
-    #[test]
-    fn rate_and_latency_must_fit_the_connections() {
-        let mut cell = Cell::of_test("epoll", 1, 10);
-        assert!(littles_law(&cell).is_none(), "nothing is known yet");
-        let mut histogram = hdrhistogram::Histogram::new(3).expect("3 digits");
-        histogram.record(10_000_000).expect("auto-resizing");
-        (cell.rps, cell.latency) = (Some(1_000.0), Latency::of(&histogram));
-        assert!(littles_law(&cell).expect("all is known").passed);
-        cell.rps = Some(900.0);
-        assert!(!littles_law(&cell).expect("all is known").passed);
-        cell.counts.connections_starved = 1;
-        assert!(littles_law(&cell).is_none(), "some had no reply, which the latency cannot tell");
-    }
 }

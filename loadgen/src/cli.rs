@@ -10,6 +10,7 @@ use crate::{
     error::Error,
     export::Exports,
     message::Verify,
+    mode::{Manner, Mode, ModeArgs, PIPELINE_MAX},
     pinning::Pinning,
     plan::Order,
     point::{Point, Sizes},
@@ -34,6 +35,8 @@ Exit codes:
 /// More rounds would only make the exact distribution slow to compute.
 const ROUNDS_MAX: usize = 200;
 const RATE_MAX: usize = 10_000_000;
+/// Bytes of a message, unless -s says it.
+const SIZE: usize = 64;
 
 #[derive(Debug, Parser)]
 #[command(
@@ -77,7 +80,7 @@ pub(crate) struct CompareArgs {
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     backend: Vec<Spec>,
     /// Another program as a row, after those of --backend: 'name=command {port}', which must echo every
-    /// byte; may be repeated
+    /// byte, or with --http speak HTTP; may be repeated
     #[arg(long, value_name = "NAME=COMMAND")]
     server: Vec<Hired>,
     /// About a minute in all: 6 rounds of 1 s after 200 ms of warm-up, unless said otherwise
@@ -102,7 +105,7 @@ pub(crate) struct CompareArgs {
 #[derive(Debug, Args)]
 #[command(after_long_help = EXIT_CODES, args_override_self = true)]
 pub(crate) struct RunArgs {
-    /// Server to measure, as tcp://host:port; it must echo every byte
+    /// Server to measure, as tcp://host:port, which must echo every byte, or http://host:port/path
     #[arg(value_name = "TARGET", required_unless_present_any = ["backend", "server"], conflicts_with_all = ["backend", "server"])]
     target: Option<Remote>,
     /// Backend to measure instead, in a fresh server child
@@ -149,9 +152,15 @@ struct LoadArgs {
     /// How the client waits for the next arrival [default: sleep]
     #[arg(long, value_enum, requires = "rate")]
     pace: Option<Pace>,
-    /// Bytes of each request and reply, at least 24
-    #[arg(short, long, value_name = "BYTES", default_value = "64", value_parser = size)]
-    size: Sizes,
+    /// Bytes of each request and reply, at least 24; or a mix of sizes with weights, such as 64:9+4KiB:1
+    /// [default: 64]
+    #[arg(short, long, value_name = "BYTES")]
+    size: Option<Sizes>,
+    /// Requests under way at once on each connection [default: 1, stream: those of 128 KiB, at least 2]
+    #[arg(short, long, value_name = "N", value_parser = pipeline)]
+    pipeline: Option<usize>,
+    #[command(flatten)]
+    mode: ModeArgs,
     /// Seed of the payloads and of the order of rounds
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
@@ -224,8 +233,7 @@ pub(crate) struct Settings {
     /// How requests arrive at points that have a rate, and how the client waits for them.
     pub(crate) arrival: Arrival,
     pub(crate) pace: Pace,
-    /// Connections ask once, then hold still.
-    pub(crate) idle: bool,
+    pub(crate) manner: Manner,
     /// The client stands still for so long in the middle of the window: a fault that only selftest plants.
     pub(crate) client_stall: Option<Duration>,
     pub(crate) seed: u64,
@@ -239,6 +247,11 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
+    /// Whether connections ask once, then hold still.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.manner.mode == Mode::Idle
+    }
+
     /// An open loop, if the point has a rate.
     pub(crate) fn pacing(&self, point: &Point) -> Option<Pacing> {
         let Self { arrival, pace, .. } = *self;
@@ -296,7 +309,7 @@ impl IdleArgs {
         }
         let rows = distinct(rows(self.backend, self.server))?;
         let mut settings = self.load.settings("idle", rows, false)?;
-        (settings.idle, settings.warmup) = (true, Duration::ZERO);
+        settings.warmup = Duration::ZERO;
         Ok(settings)
     }
 }
@@ -333,7 +346,11 @@ impl RunArgs {
             (Some(remote), ..) => Row::Remote(remote),
             (_, Some(spec), _) => Row::Backend(spec),
             (.., Some(hired)) => Row::Hired(hired),
-            _ => return Err(Error::usage("run needs a target: tcp://host:port, --backend or --server")),
+            _ => {
+                return Err(Error::usage(
+                    "run needs a target: tcp://host:port, http://host:port/path, --backend or --server",
+                ));
+            }
         };
         self.load.settings("run", vec![row], false)
     }
@@ -348,9 +365,16 @@ impl LoadArgs {
             return Err(Error::usage(format!("-c names {} twice; name each count once", twice.1)));
         }
         let connections = if self.connections.is_empty() { vec![64, 1_000] } else { self.connections };
-        let (size, rate) = (self.size, self.rate.map(|rate| rate as u64));
-        let point = |connections| Point { connections, size: size.clone(), pipeline: 1, rate };
-        let points = connections.into_iter().map(point).collect();
+        let manner = self.mode.settle(&rows, command == "idle")?;
+        if manner.http.is_some() && self.size.is_some() {
+            return Err(Error::usage("a GET has the size that it has: leave out -s"));
+        }
+        let size = self.size.unwrap_or_else(|| Sizes::one(SIZE));
+        let pipeline = self.pipeline.unwrap_or_else(|| manner.usual_pipeline(&size));
+        let rate = self.rate.map(|rate| rate as u64);
+        let point = |connections| Point { connections, size: size.clone(), pipeline, rate };
+        let points: Vec<Point> = connections.into_iter().map(point).collect();
+        points.iter().try_for_each(|point| manner.check(point))?;
         Ok(Settings {
             command,
             rows,
@@ -363,7 +387,7 @@ impl LoadArgs {
             warmup: self.warmup.unwrap_or(Duration::from_millis(warmup)),
             arrival: self.arrival.unwrap_or(Arrival::Poisson),
             pace: self.pace.unwrap_or(Pace::Sleep),
-            idle: false,
+            manner,
             client_stall: None,
             seed: self.seed,
             timeout: self.timeout,
@@ -377,11 +401,10 @@ impl LoadArgs {
     }
 }
 
-fn size(text: &str) -> Result<Sizes, String> {
-    let sizes: Sizes = text.parse()?;
-    match sizes.only() {
-        Some(_) => Ok(sizes),
-        None => Err(format!("'{text}' is a mix of sizes; all requests have one size, such as 64 or 4KiB")),
+fn pipeline(text: &str) -> Result<usize, String> {
+    match units::count(text)? {
+        depth if depth > PIPELINE_MAX => Err(format!("the deepest pipeline is {PIPELINE_MAX}")),
+        depth => Ok(depth),
     }
 }
 
@@ -442,7 +465,8 @@ mod tests {
             ["--backend", "epoll"],
             ["--backend", "epoll,epoll"],
             ["-s", "16"],
-            ["-s", "64+4KiB"],
+            ["-p", "0"],
+            ["-p", "1025"],
             ["-c", "0"],
             ["-c", "8,8"],
         ] {

@@ -9,12 +9,12 @@ mod doctor;
 mod engine;
 mod error;
 mod export;
-#[cfg_attr(not(test), expect(dead_code, unused_imports, reason = "the engine does not ask over HTTP yet"))]
 mod http;
 mod interrupt;
 mod machine;
 mod measure;
 mod message;
+mod mode;
 mod output;
 mod pinning;
 mod plan;
@@ -29,6 +29,7 @@ mod spec;
 mod stats;
 mod summary;
 mod units;
+mod validity;
 mod verdict;
 
 use std::process::ExitCode;

@@ -70,6 +70,11 @@ fn checksum(header: &[u8], payload: &[u8]) -> u32 {
     hasher.finalize()
 }
 
+/// A number that is always the same for this request, to choose its size by.
+pub(crate) fn random(seed: u64, connection: u32, sequence: u64) -> u64 {
+    mix(!seed ^ mix(u64::from(connection) ^ mix(sequence)))
+}
+
 /// The finaliser of SplitMix64: every input bit moves every output bit.
 fn mix(value: u64) -> u64 {
     let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -133,14 +138,14 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Says what a reply that differs from `expected` is. The more of it is there, the surer the answer.
-pub(crate) fn diagnose(expected: &[u8], got: &[u8]) -> Finding {
-    if let Some((connection, sequence)) = intact(expected.len(), got) {
-        let (own, current) = (u32_at(expected, 4), u64_at(expected, 8));
-        if connection != own {
-            return Finding::Foreign { connection, sequence };
+/// Says what bytes are that came where `expected` should have, or where nothing should: `connection` is
+/// their receiver, `due` the sequence it waits for. The more of them are there, the surer the answer.
+pub(crate) fn diagnose(connection: u32, due: u64, expected: &[u8], got: &[u8]) -> Finding {
+    if let Some((owner, sequence)) = intact(got) {
+        if owner != connection {
+            return Finding::Foreign { connection: owner, sequence };
         }
-        if sequence < current {
+        if sequence < due {
             return Finding::Repeated { sequence };
         }
     }
@@ -153,12 +158,11 @@ pub(crate) fn diagnose(expected: &[u8], got: &[u8]) -> Finding {
 }
 
 /// The connection and sequence of a whole message whose checksum holds.
-fn intact(size: usize, got: &[u8]) -> Option<(u32, u64)> {
-    let message = got.get(..size)?;
-    let (header, payload) = message.split_at(HEADER_BYTES);
-    let holds = header[0..4] == MAGIC
-        && u32_at(header, 16) as usize == size
-        && u32_at(header, CHECKSUM_AT) == checksum(&header[..CHECKSUM_AT], payload);
+fn intact(got: &[u8]) -> Option<(u32, u64)> {
+    let length = u32_at(got.get(..HEADER_BYTES)?, 16) as usize;
+    let (header, payload) = got.get(..length.max(HEADER_BYTES))?.split_at(HEADER_BYTES);
+    let holds =
+        header[0..4] == MAGIC && u32_at(header, CHECKSUM_AT) == checksum(&header[..CHECKSUM_AT], payload);
     holds.then(|| (u32_at(header, 4), u64_at(header, 8)))
 }
 
@@ -200,27 +204,30 @@ mod tests {
         for offset in 0..expected.len() {
             let mut got = expected.clone();
             got[offset] ^= 1;
-            let finding = diagnose(&expected, &got);
+            let finding = diagnose(3, 9, &expected, &got);
             assert_eq!(finding, Finding::Corrupted { offset, expected: expected[offset], got: got[offset] });
         }
     }
 
     #[test]
     fn another_connection_s_reply_is_named() {
-        let finding = diagnose(&message(64, 3, 9), &message(64, 4, 2));
+        let finding = diagnose(3, 9, &message(64, 3, 9), &message(64, 4, 2));
         assert_eq!(finding, Finding::Foreign { connection: 4, sequence: 2 });
     }
 
     #[test]
     fn a_repeated_reply_is_named() {
-        let finding = diagnose(&message(64, 3, 9), &message(64, 3, 8));
+        let finding = diagnose(3, 9, &message(64, 3, 9), &message(64, 3, 8));
         assert_eq!(finding, Finding::Repeated { sequence: 8 });
     }
 
     #[test]
     fn the_smallest_message_is_the_header() {
         let expected = message(HEADER_BYTES, 0, 0);
-        assert_eq!(intact(HEADER_BYTES, &expected), Some((0, 0)));
-        assert_eq!(diagnose(&expected, b"HTTP"), Finding::Corrupted { offset: 0, expected: b'R', got: b'H' });
+        assert_eq!(intact(&expected), Some((0, 0)));
+        assert_eq!(
+            diagnose(0, 0, &expected, b"HTTP"),
+            Finding::Corrupted { offset: 0, expected: b'R', got: b'H' }
+        );
     }
 }

@@ -22,6 +22,11 @@ pub(crate) struct Sizes {
 }
 
 impl Sizes {
+    /// All messages of one size, which must be one that is allowed.
+    pub(crate) fn one(size: usize) -> Self {
+        Self { parts: vec![(size, 1)] }
+    }
+
     pub(crate) fn largest(&self) -> usize {
         self.parts.iter().map(|(size, _)| *size).max().unwrap_or(0)
     }
@@ -34,14 +39,12 @@ impl Sizes {
         }
     }
 
-    #[cfg_attr(not(test), expect(dead_code, reason = "until the client sends mixed sizes"))]
     pub(crate) fn mean(&self) -> f64 {
         let bytes: u64 = self.parts.iter().map(|(size, weight)| *size as u64 * weight).sum();
         bytes as f64 / self.weights() as f64
     }
 
     /// One of the sizes, each as often as it weighs if the number is random; the same for the same number.
-    #[cfg_attr(not(test), expect(dead_code, reason = "until the client sends mixed sizes"))]
     pub(crate) fn pick(&self, random: u64) -> usize {
         let mut left = random % self.weights();
         for (size, weight) in &self.parts {

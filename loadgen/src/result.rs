@@ -52,6 +52,12 @@ pub(crate) struct Document {
 #[derive(Debug, Serialize)]
 pub(crate) struct Recorded {
     pub(crate) mode: String,
+    /// How connections end; null unless they come and go.
+    pub(crate) close: Option<String>,
+    /// The path of a GET; null unless HTTP is spoken.
+    pub(crate) http: Option<String>,
+    pub(crate) think_seconds: f64,
+    pub(crate) ramp_seconds: f64,
     pub(crate) command: String,
     pub(crate) rows: Vec<String>,
     pub(crate) baseline: String,
@@ -77,7 +83,11 @@ pub(crate) struct Recorded {
 impl Recorded {
     pub(crate) fn of(settings: &Settings, cpus: Cpus) -> Self {
         Self {
-            mode: if settings.idle { IDLE } else { "rr" }.into(),
+            mode: settings.manner.name().into(),
+            close: settings.manner.close.and_then(word),
+            http: settings.manner.http.clone(),
+            think_seconds: settings.manner.think.as_secs_f64(),
+            ramp_seconds: settings.manner.ramp.as_secs_f64(),
             command: settings.command.into(),
             rows: settings.rows.iter().map(ToString::to_string).collect(),
             baseline: settings.rows[settings.baseline].to_string(),
@@ -93,7 +103,7 @@ impl Recorded {
             pace: settings.is_paced().then(|| word(settings.pace)).flatten(),
             seed: settings.seed,
             verify: settings.verify.name().into(),
-            client: "io_uring".into(),
+            client: word(settings.manner.client).unwrap_or_default(),
             server_cpu: cpus.server,
             client_cpu: cpus.client,
             tcp_nodelay: true,
@@ -222,6 +232,8 @@ pub(crate) struct Counts {
     pub(crate) requests: u64,
     pub(crate) requests_all_phases: u64,
     pub(crate) bytes_each_way: u64,
+    pub(crate) bytes_sent_all_phases: u64,
+    pub(crate) connections_made: u64,
     pub(crate) connections_asked: usize,
     pub(crate) connections_alive: usize,
     pub(crate) connections_starved: usize,

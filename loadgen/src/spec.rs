@@ -113,30 +113,41 @@ impl fmt::Display for Spec {
     }
 }
 
-/// A running server's address, as `tcp://host:port` spells it.
+/// A running server's address, as `tcp://host:port` or `http://host:port/path` spells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Remote {
     pub(crate) authority: String,
+    /// What to get there, if it speaks HTTP.
+    pub(crate) path: Option<String>,
 }
 
 impl FromStr for Remote {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let authority = text.strip_prefix("tcp://").and_then(|authority| {
-            let (host, port) = authority.rsplit_once(':')?;
-            (!host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0)).then_some(authority)
-        });
-        match authority {
-            Some(authority) => Ok(Self { authority: authority.into() }),
-            None => Err(format!("'{text}' is no target; write it as tcp://host:port")),
+        let wrong = || format!("'{text}' is no target; write it as tcp://host:port or http://host:port/path");
+        let (authority, path) = match text.split_once("://").ok_or_else(wrong)? {
+            ("tcp", authority) => (authority, None),
+            ("http", rest) => {
+                let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+                (authority, Some(format!("/{path}")))
+            }
+            _ => return Err(wrong()),
+        };
+        let (host, port) = authority.rsplit_once(':').ok_or_else(wrong)?;
+        if host.is_empty() || !port.parse::<u16>().is_ok_and(|port| port > 0) {
+            return Err(wrong());
         }
+        Ok(Self { authority: authority.into(), path })
     }
 }
 
 impl fmt::Display for Remote {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "tcp://{}", self.authority)
+        match &self.path {
+            None => write!(f, "tcp://{}", self.authority),
+            Some(path) => write!(f, "http://{}{path}", self.authority),
+        }
     }
 }
 
@@ -249,7 +260,13 @@ mod tests {
     fn targets_need_scheme_host_and_port() {
         assert!("tcp://127.0.0.1:80".parse::<Remote>().is_ok());
         assert!("tcp://[::1]:80".parse::<Remote>().is_ok());
-        for text in ["127.0.0.1:80", "tcp://:80", "tcp://host", "tcp://host:0", "tcp://host:http"] {
+        let target: Remote = "http://[::1]:80/a?b".parse().expect("valid");
+        assert_eq!((&*target.authority, target.path.as_deref()), ("[::1]:80", Some("/a?b")));
+        let target: Remote = "http://host:80".parse().expect("valid");
+        assert_eq!(target.to_string(), "http://host:80/");
+        for text in
+            ["127.0.0.1:80", "tcp://:80", "tcp://host", "tcp://host:0", "tcp://host:http", "https://host:1/"]
+        {
             assert!(text.parse::<Remote>().is_err(), "{text}");
         }
     }

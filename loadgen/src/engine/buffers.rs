@@ -25,6 +25,11 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
+    /// Of a wire that has one buffer only.
+    pub(crate) fn of_length(length: usize) -> Self {
+        Self { id: 0, length }
+    }
+
     pub(crate) fn length(&self) -> usize {
         self.length
     }

@@ -6,12 +6,12 @@ use nix::errno::Errno;
 use serde::Serialize;
 
 use super::connection::Connection;
-use crate::{error::Error, message::Finding};
+use crate::{error::Error, http::HttpFinding, message::Finding};
 
 /// How often one thing went wrong.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Failure {
-    /// connect, send, receive or reply.
+    /// connect, send, receive, reply or close.
     pub(crate) phase: &'static str,
     /// The name of an errno, or of what is wrong with a reply.
     pub(crate) cause: String,
@@ -20,13 +20,33 @@ pub(crate) struct Failure {
 
 /// The failures of a run. The first one ends it at the end of the turn, with those beside it counted.
 #[derive(Debug, Default)]
-pub(crate) struct Failures {
+pub(super) struct Failures {
     counts: BTreeMap<(&'static str, String), u64>,
     first: Option<Error>,
 }
 
+/// What is known of a connection at which something went wrong.
+#[derive(Debug)]
+pub(super) struct State<'a> {
+    pub(super) connection: &'a Connection,
+    /// Bytes of the reply that is due, if that is known.
+    pub(super) expected: Option<usize>,
+}
+
+impl State<'_> {
+    fn arrived(&self) -> String {
+        let Connection { due, asked, .. } = self.connection;
+        let of = match self.expected {
+            _ if asked.is_empty() => return "nothing was asked at that moment".into(),
+            Some(bytes) => format!("{} of {bytes} bytes had come", self.connection.received()),
+            None => "the response was not whole".into(),
+        };
+        format!("{of}, after {due} whole replies")
+    }
+}
+
 impl Failures {
-    pub(crate) fn connect(&mut self, slot: usize, target: SocketAddr, errno: Errno) {
+    pub(super) fn connect(&mut self, slot: usize, target: SocketAddr, errno: Errno) {
         let remedy = match errno {
             Errno::ECONNREFUSED => "is a server listening there?",
             Errno::ETIMEDOUT => "is a firewall in between? raise --timeout if the server is only slow",
@@ -39,53 +59,61 @@ impl Failures {
         self.add("connect", errno_name(errno), Error::machine(text));
     }
 
-    pub(crate) fn broken(
-        &mut self,
-        phase: &'static str,
-        slot: usize,
-        connection: &Connection,
-        size: usize,
-        errno: Errno,
-    ) {
+    pub(super) fn broken(&mut self, phase: &'static str, slot: usize, state: &State<'_>, errno: Errno) {
         let text = format!(
             "{}: {phase} failed: {} ({}); the server dropped the connection, see its log",
-            place(slot, connection.sequence),
+            place(slot, state.connection.due),
             errno.desc(),
-            arrived(connection, size)
+            state.arrived()
         );
         self.add(phase, errno_name(errno), Error::verification(text));
     }
 
-    pub(crate) fn closed(&mut self, slot: usize, connection: &Connection, size: usize) {
+    pub(super) fn closed(&mut self, slot: usize, state: &State<'_>) {
         let text = format!(
             "{}: the server closed the connection early ({}); it must answer every request",
-            place(slot, connection.sequence),
-            arrived(connection, size)
+            place(slot, state.connection.due),
+            state.arrived()
         );
         self.add("reply", "closed_early".into(), Error::verification(text));
     }
 
-    pub(crate) fn no_reply(&mut self, slot: usize, connection: &Connection, size: usize, timeout: Duration) {
+    pub(super) fn no_reply(&mut self, slot: usize, state: &State<'_>, timeout: Duration) {
         let text = format!(
             "{}: no reply within {} ({}); the reply is lost, or raise --timeout if the server is only slow",
-            place(slot, connection.sequence),
+            place(slot, state.connection.due),
             humantime::format_duration(timeout),
-            arrived(connection, size)
+            state.arrived()
         );
         self.add("reply", "no_reply".into(), Error::verification(text));
     }
 
-    pub(crate) fn wrong(&mut self, slot: usize, sequence: u64, finding: &Finding) {
+    pub(super) fn not_closed(&mut self, slot: usize, timeout: Duration) {
+        let text = format!(
+            "connection {slot}: the server did not close it within {}; does it close after a reply, and when the \
+             client has? --close rst does not wait for it",
+            humantime::format_duration(timeout)
+        );
+        self.add("close", "not_closed".into(), Error::verification(text));
+    }
+
+    /// What HTTP forbids, or what differs from the first response.
+    pub(super) fn wrong_response(&mut self, slot: usize, sequence: u64, finding: &HttpFinding) {
+        let text = format!("{}: {finding}", place(slot, sequence));
+        self.add("reply", finding.name().into(), Error::verification(text));
+    }
+
+    pub(super) fn wrong(&mut self, slot: usize, sequence: u64, finding: &Finding) {
         let text = format!("{}: {finding}", place(slot, sequence));
         self.add("reply", finding.name().into(), Error::verification(text));
     }
 
     /// The failure that ends the run, if there is one.
-    pub(crate) fn first(&self) -> Option<Error> {
+    pub(super) fn first(&self) -> Option<Error> {
         self.first.clone()
     }
 
-    pub(crate) fn into_counts(self) -> Vec<Failure> {
+    pub(super) fn into_counts(self) -> Vec<Failure> {
         let counts = self.counts.into_iter();
         counts.map(|((phase, cause), count)| Failure { phase, cause, count }).collect()
     }
@@ -98,13 +126,6 @@ impl Failures {
 
 fn place(slot: usize, sequence: u64) -> String {
     format!("connection {slot}, sequence {sequence}")
-}
-
-fn arrived(connection: &Connection, size: usize) -> String {
-    if connection.sent_at.is_none() {
-        return "nothing was asked at that moment".into();
-    }
-    format!("{} of {size} bytes had come, after {} whole replies", connection.received(), connection.sequence)
 }
 
 /// The symbolic name, such as ECONNRESET.

@@ -1,15 +1,22 @@
-//! The client: a closed loop of one request and one reply on each connection, over its own io_uring.
+//! The client: connections that ask and verify what is answered, over a wire of its own.
 //!
 //! It shares no code with the library it measures. A run goes through four phases: ramp (connect
 //! everything), warm-up, window (the only part that counts) and drain (every reply still owed must
 //! come). The first failure ends the run; what was counted until then is kept.
+//!
+//! The phases are here; `life` has a connection's beginning and end, `exchange` what is said in between.
 
 pub(crate) mod buffers;
 mod connection;
+mod exchange;
 mod failure;
+mod life;
 pub(crate) mod open_loop;
+mod readiness;
 mod ring;
+mod room;
 mod sources;
+mod wire;
 
 use std::{
     collections::VecDeque,
@@ -26,26 +33,58 @@ use nix::{
 
 pub(crate) use self::failure::Failure;
 use self::{
-    buffers::Lease,
-    connection::{Connection, Progress},
+    connection::{Connection, Stage},
     failure::Failures,
     open_loop::{OpenLoop, PacedCounts, Pacing, Random},
-    ring::{Event, Ring},
+    readiness::Readiness,
+    ring::Ring,
     sources::Sources,
+    wire::{Event, Plan, Wire},
 };
-use crate::{
-    error::Error,
-    message::{self, Finding, Verify},
-    point::Sizes,
-};
+use crate::{error::Error, http, message, message::Verify, point::Sizes};
 
 /// Connections being made at once: well below the backlog that listeners usually have.
 pub(crate) const CONNECTING_MAX: usize = 128;
 /// How often deadlines and signals are looked at when nothing happens.
 const TICK: Duration = Duration::from_millis(50);
+/// How often the ramp is looked at when it is spread over time.
+const RAMP_TICK: Duration = Duration::from_millis(1);
+/// Responses that are longer come in several pieces.
+const RESPONSE_BYTES: usize = 16 << 10;
 const MINUTE_NS: u64 = 60_000_000_000;
 /// The window is cut into slices of this length, to see whether the rate holds.
 pub(crate) const SLICE: Duration = Duration::from_millis(100);
+
+/// What is said on connections.
+#[derive(Clone, Debug)]
+pub(crate) enum Dialogue {
+    /// Every message comes back to its sender.
+    Echo,
+    /// Every message of the first connection comes to all, itself included.
+    Push,
+    /// Every request has a response.
+    Http(http::Request),
+}
+
+/// Who ends a connection that has its reply, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Close {
+    /// The client, by FIN; it waits for the server's
+    Fin,
+    /// The client, by RST
+    Rst,
+    /// The server; the client waits for it
+    Server,
+}
+
+/// By which interface of the kernel the client works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Client {
+    #[value(name = "io_uring")]
+    IoUring,
+    /// The independent check: other code, the same verdicts
+    Epoll,
+}
 
 /// What to do to a server.
 #[derive(Clone, Debug)]
@@ -53,22 +92,57 @@ pub(crate) struct Load {
     pub(crate) target: SocketAddr,
     pub(crate) connections: usize,
     pub(crate) sizes: Sizes,
-    /// Requests under way at once on each connection.
-    #[expect(dead_code, reason = "until the client pipelines")]
+    /// Requests under way at once on a connection.
     pub(crate) pipeline: usize,
     pub(crate) seed: u64,
     /// From 1.
     pub(crate) round: usize,
     pub(crate) verify: Verify,
     pub(crate) timeout: Duration,
+    /// Over what time connections are made.
+    pub(crate) ramp: Duration,
     pub(crate) warmup: Duration,
     pub(crate) duration: Duration,
+    /// Between a reply and the next request.
+    pub(crate) think: Duration,
+    pub(crate) dialogue: Dialogue,
+    /// Each connection asks once, is closed so, and another one takes its place.
+    pub(crate) churn: Option<Close>,
     /// An open loop; None for a closed one.
     pub(crate) pacing: Option<Pacing>,
     /// Each connection asks once before the window, none within it, and this share of them after it.
     pub(crate) idle: Option<f64>,
+    pub(crate) client: Client,
     /// A planted fault: the client stands still for so long in the middle of the window.
     pub(crate) stall: Option<Duration>,
+}
+
+impl Load {
+    fn plan(&self) -> Plan {
+        let room = match &self.dialogue {
+            Dialogue::Http(request) => request.bytes().len() * self.pipeline,
+            _ => room::bytes_for(self.pipeline, self.sizes.largest()),
+        };
+        let outgoing = |slot| if self.asks(slot) { room } else { 0 };
+        Plan {
+            outgoing_bytes: (0..self.connections).map(outgoing).collect(),
+            incoming_bytes: match &self.dialogue {
+                Dialogue::Http(_) => RESPONSE_BYTES,
+                _ => self.sizes.largest().saturating_mul(self.pipeline),
+            },
+            single_receives: self.churn.is_some(),
+        }
+    }
+
+    /// Whether this connection is one that asks.
+    fn asks(&self, slot: usize) -> bool {
+        slot == 0 || !matches!(self.dialogue, Dialogue::Push)
+    }
+
+    /// How many connections get a reply to each request.
+    fn audience(&self) -> usize {
+        if matches!(self.dialogue, Dialogue::Push) { self.connections } else { 1 }
+    }
 }
 
 /// Who looks at the clocks when the window opens and closes, and knows whether to go on.
@@ -85,8 +159,14 @@ pub(crate) trait Watcher {
 pub(crate) struct Counted {
     /// Requests answered rightly within the window.
     pub(crate) requests: u64,
+    /// Bytes of these requests.
+    pub(crate) bytes: u64,
     /// Requests answered rightly in all phases.
     pub(crate) requests_total: u64,
+    /// Bytes that were sent, in all phases.
+    pub(crate) bytes_sent_total: u64,
+    /// Connections that were made, in all phases.
+    pub(crate) connections_made: u64,
     pub(crate) ramp: Duration,
     /// How long the window was; zero if it never opened.
     pub(crate) window: Duration,
@@ -140,33 +220,44 @@ impl Drop for TimerSlack {
 
 /// Whether the client can have its ring here; else why not, and what allows it.
 pub(crate) fn probe() -> Result<(), Error> {
-    Ring::new(1, message::HEADER_BYTES, SockaddrStorage::from(SocketAddr::from(([127, 0, 0, 1], 1))))
-        .map(drop)
+    let bytes = message::HEADER_BYTES;
+    let plan = Plan { outgoing_bytes: vec![bytes], incoming_bytes: bytes, single_receives: false };
+    Ring::new(&plan, SocketAddr::from(([127, 0, 0, 1], 1)).into()).map(drop)
 }
 
 /// Runs the load once, over fresh connections.
 pub(crate) fn run(load: &Load, watcher: &mut impl Watcher) -> Result<Counted, Error> {
-    let sources = Sources::new(load.target, load.connections);
-    let ring = Ring::new(load.connections, load.sizes.largest(), load.target.into())?;
+    let (plan, target) = (load.plan(), SockaddrStorage::from(load.target));
+    match load.client {
+        Client::IoUring => run_over(Ring::new(&plan, target)?, load, watcher),
+        Client::Epoll => run_over(Readiness::new(&plan, target)?, load, watcher),
+    }
+}
+
+fn run_over(wire: impl Wire, load: &Load, watcher: &mut impl Watcher) -> Result<Counted, Error> {
     let counted = Counted::new()?;
     // Another sequence of arrivals each round, the same for all rows of a round.
     let seed = load.seed ^ (load.round as u64) << 32;
     let open = load.pacing.map(|pacing| OpenLoop::new(pacing, seed, &counted.latency));
-    let _precise = open.is_some().then(TimerSlack::least);
+    let _precise = (open.is_some() || !load.think.is_zero()).then(TimerSlack::least);
     let mut engine = Engine {
         load,
         open,
         stall: load.stall,
-        ring,
-        sources,
+        wire,
+        sources: Sources::new(load.target, load.connections, load.churn.is_some()),
         connections: (0..load.connections).map(|_| Connection::default()).collect(),
         phase: Phase::Ramp,
         phase_began: Instant::now(),
         began: Instant::now(),
-        opened: 0,
+        ramped: 0,
+        opening: VecDeque::new(),
+        connecting: 0,
         connected: 0,
-        outstanding: 0,
+        under_way: 0,
+        thinking: VecDeque::new(),
         parked: VecDeque::new(),
+        responses: http::Responses::default(),
         counted,
         failures: Failures::default(),
     };
@@ -180,7 +271,10 @@ impl Counted {
             .map_err(|error| Error::internal(format!("the latency histogram: {error}")))?;
         Ok(Self {
             requests: 0,
+            bytes: 0,
             requests_total: 0,
+            bytes_sent_total: 0,
+            connections_made: 0,
             ramp: Duration::ZERO,
             window: Duration::ZERO,
             alive: 0,
@@ -211,36 +305,46 @@ impl Counted {
     }
 }
 
-struct Engine<'a> {
+struct Engine<'a, W> {
     load: &'a Load,
     open: Option<OpenLoop>,
     stall: Option<Duration>,
-    ring: Ring,
+    wire: W,
     sources: Sources,
     connections: Vec<Connection>,
     phase: Phase,
     phase_began: Instant,
     began: Instant,
-    opened: usize,
+    /// Connections that the ramp has come to.
+    ramped: usize,
+    /// Slots that wait for their turn to connect.
+    opening: VecDeque<usize>,
+    connecting: usize,
     connected: usize,
-    outstanding: usize,
+    /// Requests, or with churn connections, that are not over.
+    under_way: usize,
+    /// When whose pause is over, in this order.
+    thinking: VecDeque<(Instant, usize)>,
     /// Receives that found no buffer, in the order in which they did.
     parked: VecDeque<usize>,
+    responses: http::Responses,
     counted: Counted,
     failures: Failures,
 }
 
-impl Engine<'_> {
+impl<W: Wire> Engine<'_, W> {
     fn run(&mut self, watcher: &mut impl Watcher) -> Result<(), Error> {
         let mut looked = Instant::now();
         loop {
+            self.ramp_up();
+            self.end_pauses();
+            self.send_arrived();
             self.open_connections()?;
             self.rearm_parked();
-            self.send_arrived();
-            self.ring
+            self.wire
                 .wait(self.patience())
-                .map_err(|error| Error::internal(format!("io_uring_enter: {error}")))?;
-            while let Some(event) = self.ring.next_event() {
+                .map_err(|error| Error::internal(format!("the client's wait for events: {error}")))?;
+            while let Some(event) = self.wire.next_event() {
                 self.handle(event);
             }
             self.stall();
@@ -273,24 +377,37 @@ impl Engine<'_> {
     fn advance(&mut self, now: Instant, watcher: &mut impl Watcher) -> bool {
         let spent = now.duration_since(self.phase_began);
         match self.phase {
-            Phase::Ramp if self.connected == self.load.connections => {
+            // With churn every connection is made when it is its turn to ask.
+            Phase::Ramp if self.connected == self.load.connections || self.load.churn.is_some() => {
                 self.counted.ramp = now.duration_since(self.began);
                 watcher.connected();
                 self.enter_phase(Phase::Warmup, now);
-                self.open.iter_mut().for_each(|open| open.begin(now));
-                (0..self.load.connections).for_each(|slot| self.go_on(slot));
+                self.begin_asking(now);
             }
-            Phase::Warmup if self.load.idle.is_some() && self.outstanding > 0 => {}
+            Phase::Warmup if self.load.idle.is_some() && self.under_way > 0 => {}
             Phase::Warmup if spent >= self.load.warmup => {
                 watcher.window_opened();
                 self.enter_phase(Phase::Window, Instant::now());
                 self.open.iter_mut().for_each(|open| open.open_window(self.phase_began));
             }
             Phase::Window if spent >= self.load.duration => self.close_window(watcher),
-            Phase::Ping | Phase::Drain => return self.outstanding == 0,
+            Phase::Ping | Phase::Drain => return self.under_way == 0,
             _ => {}
         }
         false
+    }
+
+    fn begin_asking(&mut self, now: Instant) {
+        self.open.iter_mut().for_each(|open| open.begin(now));
+        for slot in 0..self.load.connections {
+            if self.load.think.is_zero() {
+                self.go_on(slot);
+            } else {
+                // Apart from each other, or all would ask at once for ever.
+                let share = slot as f64 / self.load.connections as f64;
+                self.thinking.push_back((now + self.load.think.mul_f64(share), slot));
+            }
+        }
     }
 
     fn enter_phase(&mut self, phase: Phase, now: Instant) {
@@ -305,7 +422,8 @@ impl Engine<'_> {
         watcher.window_closed();
         self.counted.window = now.duration_since(self.phase_began);
         self.counted.end_series();
-        self.counted.alive = self.connected;
+        // A server may end a connection for a fresh one, which is on its way then.
+        self.counted.alive = self.connected + self.connecting + self.opening.len();
         match &mut self.open {
             Some(open) => open.close_window(),
             // Who has not asked is not starved.
@@ -315,9 +433,13 @@ impl Engine<'_> {
                     self.connections.iter().filter(|connection| !connection.served).count();
             }
         }
+        self.thinking.clear();
         match self.load.idle {
             Some(share) => self.ping(share),
-            None => self.enter_phase(Phase::Drain, now),
+            None => {
+                self.enter_phase(Phase::Drain, now);
+                self.forget_unopened();
+            }
         }
     }
 
@@ -328,199 +450,72 @@ impl Engine<'_> {
         let mut random = Random(self.load.seed);
         while self.counted.pinged < wanted {
             let slot = (random.uniform() * self.load.connections as f64) as usize;
-            if self.connections[slot].sent_at.is_none() {
-                self.ask(slot, None);
+            if self.connections[slot].asked.is_empty() {
+                self.ask(slot, None, Instant::now());
                 self.counted.pinged += 1;
             }
         }
     }
 
-    /// How long to sleep at most: to the end of the phase, or a tick.
+    /// How long to sleep at most: to the end of the phase, the next pause or arrival, or a tick.
     fn patience(&self) -> Duration {
+        let now = Instant::now();
         let planned = match self.phase {
             Phase::Warmup => self.load.warmup,
             Phase::Window => self.load.duration,
+            Phase::Ramp if self.ramped < self.load.connections => return RAMP_TICK,
             Phase::Ramp | Phase::Ping | Phase::Drain => return TICK,
         };
-        let planned =
-            planned.saturating_sub(self.phase_began.elapsed()).clamp(Duration::from_micros(1), TICK);
-        self.open.as_ref().map_or(planned, |open| planned.min(open.patience(Instant::now())))
-    }
-
-    fn open_connections(&mut self) -> Result<(), Error> {
-        while self.opened < self.load.connections && self.opened - self.connected < CONNECTING_MAX {
-            let socket = self.sources.socket(self.opened)?;
-            self.connections[self.opened].connecting_since(Instant::now());
-            self.ring.connect(socket, self.load.sizes.largest());
-            self.opened += 1;
-        }
-        Ok(())
+        let planned = planned.saturating_sub(now - self.phase_began).clamp(Duration::from_micros(1), TICK);
+        let pause = self.thinking.front().map(|(over, _)| over.saturating_duration_since(now));
+        let arrival = self.open.as_ref().map(|open| open.patience(now));
+        [Some(planned), pause, arrival].into_iter().flatten().min().unwrap_or(TICK)
     }
 
     /// Arms receives again, as many as there are buffers: more would fail at once and spin.
     fn rearm_parked(&mut self) {
-        for _ in 0..self.parked.len().min(self.ring.buffer_count()) {
+        for _ in 0..self.parked.len().min(self.wire.buffer_count()) {
             let Some(slot) = self.parked.pop_front() else { return };
-            self.ring.receive(slot);
+            self.wire.receive(slot);
         }
     }
 
     fn handle(&mut self, event: Event) {
         match event {
-            Event::Connected { slot, result: Ok(()) } => {
-                self.connected += 1;
-                self.connections[slot].connected();
-                self.ring.receive(slot);
-            }
+            Event::Connected { slot, result: Ok(()) } => self.connected(slot),
             Event::Connected { slot, result: Err(errno) } => {
                 self.failures.connect(slot, self.load.target, errno);
             }
-            Event::Sent { slot, result: Ok(sent) } if sent == self.load.sizes.largest() => self.sent(slot),
-            Event::Sent { slot, result } => {
-                let errno = result.err().unwrap_or(Errno::EPIPE);
-                self.failures.broken("send", slot, &self.connections[slot], self.load.sizes.largest(), errno);
-            }
+            Event::Sent { slot, result: Ok(_) } => self.sent(slot),
+            Event::Sent { slot, result: Err(errno) } => self.broken("send", slot, errno),
             Event::Received { slot, result, more } => self.received(slot, result, more),
             Event::Cancelled => {}
         }
     }
 
-    /// A reply can be whole before the send of its request is told; then the next one waits for this.
-    fn sent(&mut self, slot: usize) {
-        if self.connections[slot].sent_at.is_none() {
-            self.go_on(slot);
-        }
-    }
-
-    fn received(&mut self, slot: usize, result: Result<Option<Lease>, Errno>, more: bool) {
-        match result {
-            Ok(Some(lease)) => {
-                self.reply(slot, &lease);
-                self.ring.give_back(lease);
-                if !more {
-                    self.ring.receive(slot);
-                }
-            }
-            Err(Errno::ENOBUFS) => self.parked.push_back(slot),
-            Err(Errno::EINTR | Errno::EAGAIN) => self.ring.receive(slot),
-            Ok(None) => self.closed(slot),
-            Err(errno) => {
-                self.connected -= 1;
-                self.failures.broken(
-                    "receive",
-                    slot,
-                    &self.connections[slot],
-                    self.load.sizes.largest(),
-                    errno,
-                );
-            }
-        }
-    }
-
-    fn closed(&mut self, slot: usize) {
-        self.connected -= 1;
-        let connection = &self.connections[slot];
-        match connection.verdict(self.ring.outgoing(slot)) {
-            Some(finding) => self.failures.wrong(slot, connection.sequence, &finding),
-            None => self.failures.closed(slot, connection, self.load.sizes.largest()),
-        }
-    }
-
-    fn reply(&mut self, slot: usize, lease: &Lease) {
-        let compared = self.load.verify.compared(self.load.sizes.largest());
-        let mut at = 0;
-        while at < lease.length() {
-            let expected = self.ring.outgoing(slot);
-            let chunk = &self.ring.received(lease)[at..];
-            match self.connections[slot].receive(chunk, expected, compared) {
-                Progress::Complete { used } => {
-                    at += used;
-                    self.answered(slot);
-                }
-                Progress::Wrong(finding) => return self.wrong(slot, &finding),
-                Progress::Partial | Progress::Suspect => return,
-            }
-        }
-    }
-
-    fn wrong(&mut self, slot: usize, finding: &Finding) {
-        self.failures.wrong(slot, self.connections[slot].sequence, finding);
-    }
-
-    fn answered(&mut self, slot: usize) {
-        let connection = &mut self.connections[slot];
-        let Some(sent_at) = connection.answered() else { return };
-        self.outstanding -= 1;
-        self.counted.requests_total += 1;
-        let now = Instant::now();
-        if self.phase == Phase::Window {
-            connection.served = true;
-            self.counted.requests += 1;
-            self.counted.count_in_slice(now.duration_since(self.phase_began));
-        }
-        // What was under way when the window closed belongs to it: these are the slowest of all.
-        let latency = match &mut self.open {
-            Some(open) => open.answered(connection.intended.unwrap_or(sent_at), sent_at, now),
-            None => matches!(self.phase, Phase::Window | Phase::Ping | Phase::Drain).then(|| now - sent_at),
-        };
-        if let Some(latency) = latency {
-            self.counted.latency.saturating_record(latency.as_nanos() as u64);
-        }
-        self.go_on(slot);
-    }
-
-    /// A connection has its reply: it asks again, or in an open loop is free for the next arrival.
-    fn go_on(&mut self, slot: usize) {
-        match &mut self.open {
-            // Once it has asked, it is idle.
-            None if self.load.idle.is_some() && self.connections[slot].sequence > 0 => {}
-            None => self.ask(slot, None),
-            // One whose send is not over yet comes by here once more.
-            Some(open) if self.ring.outgoing_mut(slot).is_some() => open.free(slot),
-            Some(_) => {}
-        }
-    }
-
-    /// Sends what has arrived by the clock.
-    fn send_arrived(&mut self) {
-        if !matches!(self.phase, Phase::Warmup | Phase::Window) {
-            return;
-        }
-        while let Some((slot, intended)) = self.open.as_mut().and_then(|open| open.next(Instant::now())) {
-            self.ask(slot, Some(intended));
-        }
-    }
-
-    /// Sends the next request, unless the run drains or the last one is still being sent.
-    fn ask(&mut self, slot: usize, intended: Option<Instant>) {
-        if self.phase == Phase::Drain {
-            return;
-        }
-        let connection = &mut self.connections[slot];
-        let Some(message) = self.ring.outgoing_mut(slot) else { return };
-        message::encode(message, self.load.seed, slot as u32, connection.sequence);
-        connection.ask(Instant::now(), intended);
-        self.outstanding += 1;
-        self.ring.send(slot);
-    }
-
     fn find_late(&mut self, now: Instant) {
-        let timeout = self.load.timeout;
-        for (slot, connection) in self.connections.iter().enumerate() {
-            if !connection.is_late(now, timeout) {
-                continue;
+        for slot in 0..self.connections.len() {
+            if self.connections[slot].is_late(now, self.load.timeout) {
+                self.complain_of_lateness(slot);
             }
-            let partial = if connection.sent_at.is_some() {
-                connection.verdict(self.ring.outgoing(slot))
-            } else {
-                None
-            };
-            match partial {
-                Some(finding) => self.failures.wrong(slot, connection.sequence, &finding),
-                None if connection.sent_at.is_some() => {
-                    self.failures.no_reply(slot, connection, self.load.sizes.largest(), timeout);
+        }
+    }
+
+    fn complain_of_lateness(&mut self, slot: usize) {
+        let timeout = self.load.timeout;
+        match self.connections[slot].stage {
+            Stage::Connecting => self.failures.connect(slot, self.load.target, Errno::ETIMEDOUT),
+            Stage::Closing => self.failures.not_closed(slot, timeout),
+            _ => {
+                let slot = self.who_waits(slot);
+                match self.verdict(slot) {
+                    Some(finding) => self.failures.wrong(slot, self.connections[slot].due, &finding),
+                    None => self.failures.no_reply(
+                        slot,
+                        &life::state(self.load, &self.connections, slot),
+                        timeout,
+                    ),
                 }
-                None => self.failures.connect(slot, self.load.target, Errno::ETIMEDOUT),
             }
         }
     }

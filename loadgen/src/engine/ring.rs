@@ -8,6 +8,7 @@ use std::{
     collections::VecDeque,
     io,
     mem::ManuallyDrop,
+    ops::Range,
     os::fd::{AsRawFd, OwnedFd},
     time::{Duration, Instant},
 };
@@ -18,10 +19,13 @@ use io_uring::{
 };
 use nix::{
     errno::Errno,
-    sys::socket::{self, Shutdown, SockaddrLike, SockaddrStorage},
+    sys::socket::{self, Shutdown, SockaddrLike, SockaddrStorage, sockopt},
 };
 
-use super::buffers::{Buffers, Lease};
+use super::{
+    buffers::{Buffers, Lease},
+    wire::{Event, Farewell, Plan, Wire},
+};
 use crate::error::Error;
 
 /// The only buffer group of a ring.
@@ -37,32 +41,13 @@ const SEND: u64 = 1;
 const RECEIVE: u64 = 2;
 const CANCEL: u64 = 3;
 
-/// What a completion says about one connection.
-#[derive(Debug)]
-pub(crate) enum Event {
-    Connected {
-        slot: usize,
-        result: Result<(), Errno>,
-    },
-    Sent {
-        slot: usize,
-        result: Result<usize, Errno>,
-    },
-    /// `more` says that the receive goes on by itself. No lease means no data: the end, or an error.
-    Received {
-        slot: usize,
-        result: Result<Option<Lease>, Errno>,
-        more: bool,
-    },
-    /// Everything was cancelled, which only the ring's end asks for.
-    Cancelled,
-}
-
 #[derive(Debug)]
 struct Slot {
-    socket: OwnedFd,
+    socket: Option<OwnedFd>,
     outgoing: Box<[u8]>,
     sending: bool,
+    /// Operations that have not completed.
+    in_flight: u32,
 }
 
 /// What the kernel reads and writes while operations are in flight.
@@ -73,23 +58,31 @@ struct Shared {
     target: Box<SockaddrStorage>,
 }
 
-/// The ring of one cell. A slot is never used twice, so no completion can come for a later owner.
-pub(crate) struct Ring {
+/// The ring of one cell. A connection is put away only once all its operations have completed, so no
+/// completion can come for the slot's next one.
+pub(super) struct Ring {
     // Dropped first: the ring must be gone before the memory it was told of.
     uring: IoUring,
     shared: ManuallyDrop<Shared>,
+    single_receives: bool,
     in_flight: usize,
     waiting: VecDeque<squeue::Entry>,
     completed: VecDeque<(u64, i32, u32)>,
 }
 
 impl Ring {
-    /// A ring for this many connections to one target, with messages of one size.
-    pub(crate) fn new(connections: usize, size: usize, target: SockaddrStorage) -> Result<Self, Error> {
-        let uring = build(connections).map_err(|error| unavailable(&error))?;
+    /// A ring for connections to one target.
+    pub(super) fn new(plan: &Plan, target: SockaddrStorage) -> Result<Self, Error> {
+        let uring = build(plan.outgoing_bytes.len()).map_err(|error| unavailable(&error))?;
+        let slot = |bytes: &usize| Slot {
+            socket: None,
+            outgoing: vec![0; *bytes].into(),
+            sending: false,
+            in_flight: 0,
+        };
         let shared = Shared {
-            buffers: Buffers::for_messages(GROUP, size),
-            slots: Vec::with_capacity(connections),
+            buffers: Buffers::for_messages(GROUP, plan.incoming_bytes),
+            slots: plan.outgoing_bytes.iter().map(slot).collect(),
             target: Box::new(target),
         };
         // SAFETY: `Drop` frees the buffers only after the last receive's completion, else never.
@@ -101,70 +94,17 @@ impl Ring {
         Ok(Self {
             uring,
             shared: ManuallyDrop::new(shared),
+            single_receives: plan.single_receives,
             in_flight: 0,
             waiting: VecDeque::new(),
             completed: VecDeque::new(),
         })
     }
 
-    /// Takes a socket with its message buffer into the next slot and starts to connect it.
-    pub(crate) fn connect(&mut self, socket: OwnedFd, size: usize) {
-        let slot = self.shared.slots.len();
-        let target: &SockaddrStorage = &self.shared.target;
-        let entry = opcode::Connect::new(Fd(socket.as_raw_fd()), target.as_ptr(), target.len()).build();
-        self.shared.slots.push(Slot { socket, outgoing: vec![0; size].into(), sending: false });
-        self.push(entry.user_data(user_data(CONNECT, slot)));
-    }
-
-    /// Arms a receive that goes on until the kernel ends it.
-    pub(crate) fn receive(&mut self, slot: usize) {
-        let fd = Fd(self.shared.slots[slot].socket.as_raw_fd());
-        let entry = opcode::RecvMulti::new(fd, GROUP).build();
-        self.push(entry.user_data(user_data(RECEIVE, slot)));
-    }
-
-    /// The message of this slot, to be changed; None while the kernel may still read it.
-    pub(crate) fn outgoing_mut(&mut self, slot: usize) -> Option<&mut [u8]> {
-        let slot = &mut self.shared.slots[slot];
-        (!slot.sending).then_some(&mut slot.outgoing)
-    }
-
-    /// The message of this slot as it was sent last.
-    pub(crate) fn outgoing(&self, slot: usize) -> &[u8] {
-        &self.shared.slots[slot].outgoing
-    }
-
-    /// Sends the whole message of this slot. One send a slot is in flight at a time.
-    pub(crate) fn send(&mut self, index: usize) {
-        let slot = &mut self.shared.slots[index];
-        assert!(!slot.sending, "one send a connection");
-        slot.sending = true;
-        let entry = opcode::Send::new(
-            Fd(slot.socket.as_raw_fd()),
-            slot.outgoing.as_ptr(),
-            slot.outgoing.len() as u32,
-        )
-        .flags(libc::MSG_WAITALL | libc::MSG_NOSIGNAL)
-        .build();
-        self.push(entry.user_data(user_data(SEND, index)));
-    }
-
-    pub(crate) fn received(&self, lease: &Lease) -> &[u8] {
-        self.shared.buffers.bytes(lease)
-    }
-
-    pub(crate) fn give_back(&mut self, lease: Lease) {
-        self.shared.buffers.give_back(lease);
-    }
-
-    /// How many receives can find a buffer at once.
-    pub(crate) fn buffer_count(&self) -> usize {
-        self.shared.buffers.count()
-    }
-
-    /// Submits what was queued and waits for a completion, at most this long.
-    pub(crate) fn wait(&mut self, timeout: Duration) -> io::Result<()> {
-        self.wait_for(1, timeout)
+    /// The socket of a slot that has a connection.
+    fn socket(&self, slot: usize) -> Fd {
+        // An operation on no descriptor completes with EBADF.
+        Fd(self.shared.slots[slot].socket.as_ref().map_or(-1, AsRawFd::as_raw_fd))
     }
 
     fn wait_for(&mut self, completions: usize, timeout: Duration) -> io::Result<()> {
@@ -179,26 +119,6 @@ impl Ring {
         Ok(())
     }
 
-    /// The next event of those that the last wait brought.
-    pub(crate) fn next_event(&mut self) -> Option<Event> {
-        let (user_data, result, flags) = self.completed.pop_front()?;
-        let slot = (user_data >> 8) as usize;
-        let more = cqueue::more(flags);
-        if !more {
-            self.in_flight -= 1;
-        }
-        let result = if result < 0 { Err(Errno::from_raw(-result)) } else { Ok(result as usize) };
-        Some(match user_data & 0xff {
-            CONNECT => Event::Connected { slot, result: result.map(drop) },
-            SEND => {
-                self.shared.slots[slot].sending = false;
-                Event::Sent { slot, result }
-            }
-            RECEIVE => Event::Received { slot, result: self.lease(result, flags), more },
-            _ => Event::Cancelled,
-        })
-    }
-
     fn lease(&mut self, result: Result<usize, Errno>, flags: u32) -> Result<Option<Lease>, Errno> {
         let lease = cqueue::buffer_select(flags).map(|id| self.shared.buffers.lease(id, result.unwrap_or(0)));
         match lease {
@@ -210,9 +130,12 @@ impl Ring {
         }
     }
 
-    fn push(&mut self, entry: squeue::Entry) {
+    fn push(&mut self, kind: u64, slot: usize, entry: squeue::Entry) {
         self.in_flight += 1;
-        self.waiting.push_back(entry);
+        if kind != CANCEL {
+            self.shared.slots[slot].in_flight += 1;
+        }
+        self.waiting.push_back(entry.user_data((slot as u64) << 8 | kind));
     }
 
     /// Moves entries into the submission queue as far as there is room, and says how many it holds.
@@ -253,14 +176,14 @@ impl Ring {
     fn settle(&mut self) -> io::Result<()> {
         // A shut-down socket completes its own operations. A cancellation of everything would search
         // all of them for each one that ends.
-        for slot in &self.shared.slots {
+        for socket in self.shared.slots.iter().filter_map(|slot| slot.socket.as_ref()) {
             // It fails if the connection is gone, which ends its operations as well.
-            let _ = socket::shutdown(slot.socket.as_raw_fd(), Shutdown::Both);
+            let _ = socket::shutdown(socket.as_raw_fd(), Shutdown::Both);
         }
         self.reap(TEARDOWN)?;
         if self.in_flight > 0 {
             let cancel = opcode::AsyncCancel2::new(CancelBuilder::any()).build();
-            self.push(cancel.user_data(user_data(CANCEL, 0)));
+            self.push(CANCEL, 0, cancel);
             self.reap(TEARDOWN)?;
         }
         Ok(())
@@ -284,6 +207,101 @@ impl Ring {
     }
 }
 
+impl Wire for Ring {
+    fn connect(&mut self, index: usize, socket: OwnedFd) {
+        let slot = &mut self.shared.slots[index];
+        assert!(slot.socket.is_none(), "one connection a slot");
+        let fd = Fd(slot.socket.insert(socket).as_raw_fd());
+        let target: &SockaddrStorage = &self.shared.target;
+        let entry = opcode::Connect::new(fd, target.as_ptr(), target.len()).build();
+        self.push(CONNECT, index, entry);
+    }
+
+    fn receive(&mut self, slot: usize) {
+        let fd = self.socket(slot);
+        let entry = if self.single_receives {
+            let receive = opcode::Recv::new(fd, std::ptr::null_mut(), 0).buf_group(GROUP).build();
+            receive.flags(squeue::Flags::BUFFER_SELECT)
+        } else {
+            opcode::RecvMulti::new(fd, GROUP).build()
+        };
+        self.push(RECEIVE, slot, entry);
+    }
+
+    fn outgoing(&self, slot: usize) -> &[u8] {
+        &self.shared.slots[slot].outgoing
+    }
+
+    fn outgoing_mut(&mut self, slot: usize) -> Option<&mut [u8]> {
+        let slot = &mut self.shared.slots[slot];
+        (!slot.sending).then_some(&mut slot.outgoing)
+    }
+
+    fn send(&mut self, index: usize, part: Range<usize>) {
+        let fd = self.socket(index);
+        let slot = &mut self.shared.slots[index];
+        assert!(!slot.sending, "one send a connection");
+        slot.sending = true;
+        let bytes = &slot.outgoing[part];
+        let entry = opcode::Send::new(fd, bytes.as_ptr(), bytes.len() as u32)
+            .flags(libc::MSG_WAITALL | libc::MSG_NOSIGNAL)
+            .build();
+        self.push(SEND, index, entry);
+    }
+
+    fn finish(&mut self, slot: usize) {
+        // It fails if the connection is gone, which its receive will tell.
+        let _ = socket::shutdown(self.socket(slot).0, Shutdown::Write);
+    }
+
+    fn close(&mut self, slot: usize, farewell: Farewell) {
+        let slot = &mut self.shared.slots[slot];
+        assert_eq!(slot.in_flight, 0, "the kernel still works on it");
+        if let (Some(socket), Farewell::Reset) = (&slot.socket, farewell) {
+            reset_on_close(socket);
+        }
+        slot.socket = None;
+    }
+
+    fn received(&self, lease: &Lease) -> &[u8] {
+        self.shared.buffers.bytes(lease)
+    }
+
+    fn give_back(&mut self, lease: Lease) {
+        self.shared.buffers.give_back(lease);
+    }
+
+    fn buffer_count(&self) -> usize {
+        self.shared.buffers.count()
+    }
+
+    fn wait(&mut self, timeout: Duration) -> io::Result<()> {
+        self.wait_for(1, timeout)
+    }
+
+    fn next_event(&mut self) -> Option<Event> {
+        let (user_data, result, flags) = self.completed.pop_front()?;
+        let (kind, slot) = (user_data & 0xff, (user_data >> 8) as usize);
+        let more = cqueue::more(flags);
+        if !more {
+            self.in_flight -= 1;
+            if kind != CANCEL {
+                self.shared.slots[slot].in_flight -= 1;
+            }
+        }
+        let result = if result < 0 { Err(Errno::from_raw(-result)) } else { Ok(result as usize) };
+        Some(match kind {
+            CONNECT => Event::Connected { slot, result: result.map(drop) },
+            SEND => {
+                self.shared.slots[slot].sending = false;
+                Event::Sent { slot, result }
+            }
+            RECEIVE => Event::Received { slot, result: self.lease(result, flags), more },
+            _ => Event::Cancelled,
+        })
+    }
+}
+
 impl Drop for Ring {
     fn drop(&mut self) {
         let settled = self.settle();
@@ -295,8 +313,10 @@ impl Drop for Ring {
     }
 }
 
-fn user_data(kind: u64, slot: usize) -> u64 {
-    (slot as u64) << 8 | kind
+/// The next close of this socket throws away what is under way and tells the peer by RST.
+pub(super) fn reset_on_close(socket: &OwnedFd) {
+    // It fails only on what is no socket.
+    let _ = socket::setsockopt(socket, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 });
 }
 
 /// Builds the ring with the best flags that this kernel takes.

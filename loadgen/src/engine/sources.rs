@@ -14,72 +14,111 @@ use crate::error::Error;
 
 /// Below the 28,232 ports that a source address has by default.
 const PER_SOURCE: usize = 24_000;
+/// Sources of connections that come and go: the ports of those that have gone are taken for a minute.
+const SOURCES_OF_MANY: usize = 250;
+
+/// How connections are spread over source addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Spread {
+    /// The kernel chooses.
+    None,
+    /// As many from each address as it has ports for.
+    InBlocks,
+    /// Each from the next address.
+    InTurn,
+}
 
 /// Gives each connection its socket, bound where that is needed.
 #[derive(Debug)]
-pub(crate) struct Sources {
+pub(super) struct Sources {
     family: AddressFamily,
-    spread: bool,
+    spread: Spread,
+    /// Sockets given so far.
+    pub(super) given: usize,
 }
 
 impl Sources {
-    pub(crate) fn new(target: SocketAddr, connections: usize) -> Self {
+    /// For so many connections at once; those of `churn` are replaced all the time.
+    pub(super) fn new(target: SocketAddr, connections: usize, churn: bool) -> Self {
         let loopback = matches!(target.ip(), IpAddr::V4(address) if address.is_loopback());
         Self {
             family: if target.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 },
-            spread: loopback && connections > PER_SOURCE,
+            spread: match () {
+                () if !loopback => Spread::None,
+                () if churn => Spread::InTurn,
+                () if connections > PER_SOURCE => Spread::InBlocks,
+                () => Spread::None,
+            },
+            given: 0,
         }
     }
 
-    /// A fresh socket for this connection.
-    pub(crate) fn socket(&self, connection: usize) -> Result<OwnedFd, Error> {
-        let socket = socket::socket(self.family, SockType::Stream, SockFlag::SOCK_CLOEXEC, SockProtocol::Tcp)
-            .map_err(|errno| self.failed(connection, errno))?;
-        socket::setsockopt(&socket, sockopt::TcpNoDelay, &true)
-            .map_err(|errno| self.failed(connection, errno))?;
-        if self.spread {
-            self.bind(&socket, connection).map_err(|errno| self.failed(connection, errno))?;
+    /// A fresh socket.
+    pub(super) fn socket(&mut self) -> Result<OwnedFd, Error> {
+        let socket = self.open().map_err(|errno| self.failed(errno))?;
+        self.given += 1;
+        Ok(socket)
+    }
+
+    fn open(&self) -> Result<OwnedFd, Errno> {
+        let socket =
+            socket::socket(self.family, SockType::Stream, SockFlag::SOCK_CLOEXEC, SockProtocol::Tcp)?;
+        socket::setsockopt(&socket, sockopt::TcpNoDelay, &true)?;
+        if let Some(source) = self.source() {
+            // The port is chosen at connect, so that one serves several destinations.
+            socket::setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
+            socket::bind(socket.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(source, 0)))?;
         }
         Ok(socket)
     }
 
-    fn bind(&self, socket: &OwnedFd, connection: usize) -> Result<(), Errno> {
-        // The port is chosen at connect, so that one serves several destinations.
-        socket::setsockopt(socket, sockopt::IpBindAddressNoPort, &true)?;
-        let address = SocketAddrV4::new(source(connection), 0);
-        socket::bind(socket.as_raw_fd(), &SockaddrIn::from(address))
+    /// Where the next connection comes from.
+    fn source(&self) -> Option<Ipv4Addr> {
+        let number = match self.spread {
+            Spread::None => return None,
+            Spread::InBlocks => self.given / PER_SOURCE,
+            Spread::InTurn => self.given % SOURCES_OF_MANY,
+        };
+        Some(Ipv4Addr::from(u32::from(Ipv4Addr::LOCALHOST) + number as u32))
     }
 
-    fn failed(&self, connection: usize, errno: Errno) -> Error {
+    fn failed(&self, errno: Errno) -> Error {
         Error::machine(format!(
-            "connection {connection}: no socket: {}; raise the limit (`ulimit -n`) or use a smaller -c",
+            "connection {}: no socket: {}; raise the limit (`ulimit -n`) or use a smaller -c",
+            self.given,
             errno.desc()
         ))
     }
-}
-
-fn source(connection: usize) -> Ipv4Addr {
-    let first = u32::from(Ipv4Addr::LOCALHOST);
-    Ipv4Addr::from(first + (connection / PER_SOURCE) as u32)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn sources(target: &str, connections: usize, churn: bool) -> Sources {
+        Sources::new(target.parse().expect("valid"), connections, churn)
+    }
+
     #[test]
     fn connections_spread_over_loopback_addresses() {
-        assert_eq!(source(0), Ipv4Addr::new(127, 0, 0, 1));
-        assert_eq!(source(PER_SOURCE), Ipv4Addr::new(127, 0, 0, 2));
-        assert!(!Sources::new("127.0.0.1:1".parse().expect("valid"), PER_SOURCE).spread);
-        assert!(Sources::new("127.0.0.1:1".parse().expect("valid"), PER_SOURCE + 1).spread);
-        assert!(!Sources::new("192.0.2.1:1".parse().expect("valid"), PER_SOURCE + 1).spread);
+        let source = |given| Sources { given, ..sources("127.0.0.1:1", PER_SOURCE + 1, false) }.source();
+        assert_eq!(source(0), Some(Ipv4Addr::new(127, 0, 0, 1)));
+        assert_eq!(source(PER_SOURCE), Some(Ipv4Addr::new(127, 0, 0, 2)));
+        assert_eq!(sources("127.0.0.1:1", PER_SOURCE, false).source(), None);
+        assert_eq!(sources("192.0.2.1:1", PER_SOURCE + 1, true).source(), None);
+    }
+
+    #[test]
+    fn those_that_come_and_go_take_the_sources_in_turn() {
+        let source = |given| Sources { given, ..sources("127.0.0.1:1", 1, true) }.source();
+        assert_eq!(source(1), Some(Ipv4Addr::new(127, 0, 0, 2)));
+        assert_eq!(source(SOURCES_OF_MANY), source(0));
     }
 
     #[test]
     fn a_bound_socket_has_its_source() {
-        let sources = Sources { family: AddressFamily::Inet, spread: true };
-        let socket = sources.socket(PER_SOURCE).expect("a socket");
+        let mut sources = Sources { given: PER_SOURCE, ..sources("127.0.0.1:1", PER_SOURCE + 1, false) };
+        let socket = sources.socket().expect("a socket");
         let bound: SockaddrIn = socket::getsockname(socket.as_raw_fd()).expect("bound");
         assert_eq!(bound.ip(), Ipv4Addr::new(127, 0, 0, 2));
     }

@@ -1,0 +1,257 @@
+//! The wire over epoll, for the independent check: another interface of the kernel, other code, the
+//! same engine. Edge-triggered, with one receive a message and one send, as good as such a client can be.
+
+use std::{
+    collections::VecDeque,
+    io,
+    ops::Range,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    time::Duration,
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, OFlag, fcntl},
+    poll::{PollFd, PollFlags, ppoll},
+    sys::{
+        epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
+        socket::{self, MsgFlags, Shutdown, SockaddrStorage, sockopt},
+        time::TimeSpec,
+    },
+};
+
+use super::{
+    buffers::Lease,
+    ring::reset_on_close,
+    wire::{Event, Farewell, Plan, Wire},
+};
+use crate::error::Error;
+
+const BUFFER_BYTES: usize = 64 << 10;
+const EVENTS: usize = 1024;
+
+#[derive(Debug)]
+struct Slot {
+    socket: Option<OwnedFd>,
+    /// How many connections the slot has had: an event of an earlier one says nothing.
+    generation: u32,
+    outgoing: Box<[u8]>,
+    connecting: bool,
+    /// What is left of the part that is being sent, and how long that was.
+    sending: Option<(Range<usize>, usize)>,
+    /// Whether the peer's end, or an error, is to be found behind what there is to receive.
+    ending: bool,
+}
+
+/// The epoll instance of one cell.
+pub(super) struct Readiness {
+    epoll: Epoll,
+    slots: Vec<Slot>,
+    target: SockaddrStorage,
+    buffer: Vec<u8>,
+    /// Slots, with their generation, that may have something to receive.
+    due: VecDeque<(usize, u32)>,
+    told: VecDeque<Event>,
+    events: Vec<EpollEvent>,
+}
+
+impl Readiness {
+    /// An instance for connections to one target.
+    pub(super) fn new(plan: &Plan, target: SockaddrStorage) -> Result<Self, Error> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(|errno| {
+            Error::machine(format!(
+                "the client engine cannot have epoll: {}; raise `ulimit -n`",
+                errno.desc()
+            ))
+        })?;
+        let slot = |bytes: &usize| Slot {
+            socket: None,
+            generation: 0,
+            outgoing: vec![0; *bytes].into(),
+            connecting: false,
+            sending: None,
+            ending: false,
+        };
+        Ok(Self {
+            epoll,
+            slots: plan.outgoing_bytes.iter().map(slot).collect(),
+            target,
+            buffer: vec![0; BUFFER_BYTES],
+            due: VecDeque::new(),
+            told: VecDeque::new(),
+            events: vec![EpollEvent::empty(); EVENTS],
+        })
+    }
+
+    fn start_connecting(&mut self, index: usize, socket: OwnedFd) -> Result<(), Errno> {
+        let slot = &mut self.slots[index];
+        slot.generation = slot.generation.wrapping_add(1);
+        (slot.connecting, slot.sending, slot.ending) = (true, None, false);
+        let socket = &*slot.socket.insert(socket);
+        let fd = socket.as_fd();
+        fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        let all = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
+        self.epoll.add(fd, EpollEvent::new(all, u64::from(slot.generation) << 32 | index as u64))?;
+        match socket::connect(fd.as_raw_fd(), &self.target) {
+            // It is told by the socket's becoming writable, as when it takes longer.
+            Ok(()) | Err(Errno::EINPROGRESS) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    fn take_event(&mut self, event: EpollEvent) {
+        let (index, generation) = ((event.data() & 0xffff_ffff) as usize, (event.data() >> 32) as u32);
+        let slot = &mut self.slots[index];
+        if slot.generation != generation || slot.socket.is_none() {
+            return;
+        }
+        let flags = event.events();
+        if slot.connecting && !self.end_connecting(index, flags) {
+            return;
+        }
+        let slot = &mut self.slots[index];
+        let over = EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR;
+        slot.ending |= flags.intersects(over);
+        if flags.contains(EpollFlags::EPOLLIN) || slot.ending {
+            self.due.push_back((index, generation));
+        }
+        if flags.contains(EpollFlags::EPOLLOUT) && slot.sending.is_some() {
+            self.go_on_sending(index);
+        }
+    }
+
+    /// Answers whether the slot is connected now.
+    fn end_connecting(&mut self, index: usize, flags: EpollFlags) -> bool {
+        let slot = &mut self.slots[index];
+        let Some(socket) = &slot.socket else { return false };
+        let error = socket::getsockopt(socket, sockopt::SocketError).unwrap_or(libc::EBADF);
+        if error == 0 && !flags.contains(EpollFlags::EPOLLOUT) {
+            return false;
+        }
+        slot.connecting = false;
+        let result = if error == 0 { Ok(()) } else { Err(Errno::from_raw(error)) };
+        self.told.push_back(Event::Connected { slot: index, result });
+        error == 0
+    }
+
+    fn go_on_sending(&mut self, index: usize) {
+        let slot = &mut self.slots[index];
+        let (Some(socket), Some((left, whole))) = (&slot.socket, &mut slot.sending) else { return };
+        let flags = MsgFlags::MSG_NOSIGNAL;
+        let result = loop {
+            match socket::send(socket.as_raw_fd(), &slot.outgoing[left.clone()], flags) {
+                Ok(sent) if sent < left.len() => left.start += sent,
+                Ok(_) => break Ok(*whole),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return,
+                Err(errno) => break Err(errno),
+            }
+        };
+        slot.sending = None;
+        self.told.push_back(Event::Sent { slot: index, result });
+    }
+
+    /// Receives once; None if there is nothing.
+    fn take(&mut self, index: usize, generation: u32) -> Option<Event> {
+        let slot = &self.slots[index];
+        let socket = slot.socket.as_ref().filter(|_| slot.generation == generation && !slot.connecting)?;
+        let result = match socket::recv(socket.as_raw_fd(), &mut self.buffer, MsgFlags::empty()) {
+            Err(Errno::EAGAIN) => return None,
+            Err(errno) => Err(errno),
+            Ok(0) => Ok(None),
+            Ok(length) => {
+                // A short receive has emptied the socket, unless its end is behind it.
+                if length == self.buffer.len() || slot.ending {
+                    self.due.push_back((index, generation));
+                }
+                Ok(Some(Lease::of_length(length)))
+            }
+        };
+        Some(Event::Received { slot: index, result, more: true })
+    }
+}
+
+impl Wire for Readiness {
+    fn connect(&mut self, slot: usize, socket: OwnedFd) {
+        if let Err(errno) = self.start_connecting(slot, socket) {
+            self.slots[slot].connecting = false;
+            self.told.push_back(Event::Connected { slot, result: Err(errno) });
+        }
+    }
+
+    /// Receives are always armed.
+    fn receive(&mut self, _slot: usize) {}
+
+    fn outgoing(&self, slot: usize) -> &[u8] {
+        &self.slots[slot].outgoing
+    }
+
+    fn outgoing_mut(&mut self, slot: usize) -> Option<&mut [u8]> {
+        let slot = &mut self.slots[slot];
+        slot.sending.is_none().then_some(&mut slot.outgoing)
+    }
+
+    /// At once: the answer is told by the next wait.
+    fn send(&mut self, slot: usize, part: Range<usize>) {
+        let whole = part.len();
+        self.slots[slot].sending = Some((part, whole));
+        self.go_on_sending(slot);
+    }
+
+    fn finish(&mut self, slot: usize) {
+        if let Some(socket) = &self.slots[slot].socket {
+            // It fails if the connection is gone, which its receive will tell.
+            let _ = socket::shutdown(socket.as_raw_fd(), Shutdown::Write);
+        }
+    }
+
+    fn close(&mut self, slot: usize, farewell: Farewell) {
+        let slot = &mut self.slots[slot];
+        if let (Some(socket), Farewell::Reset) = (&slot.socket, farewell) {
+            reset_on_close(socket);
+        }
+        slot.socket = None;
+    }
+
+    fn received(&self, lease: &Lease) -> &[u8] {
+        &self.buffer[..lease.length()]
+    }
+
+    fn give_back(&mut self, _lease: Lease) {}
+
+    fn buffer_count(&self) -> usize {
+        usize::MAX
+    }
+
+    fn wait(&mut self, timeout: Duration) -> io::Result<()> {
+        let mut count = self.epoll.wait(&mut self.events, EpollTimeout::ZERO).or_else(interrupted)?;
+        if count == 0 && self.told.is_empty() && self.due.is_empty() && !timeout.is_zero() {
+            // Its own waits are in milliseconds, which is too long between arrivals.
+            let mut ready = [PollFd::new(self.epoll.0.as_fd(), PollFlags::POLLIN)];
+            ppoll(&mut ready, Some(TimeSpec::from_duration(timeout)), None)
+                .or_else(|errno| interrupted(errno).map(|_| 0))?;
+            count = self.epoll.wait(&mut self.events, EpollTimeout::ZERO).or_else(interrupted)?;
+        }
+        for place in 0..count {
+            self.take_event(self.events[place]);
+        }
+        Ok(())
+    }
+
+    fn next_event(&mut self) -> Option<Event> {
+        loop {
+            if let Some(event) = self.told.pop_front() {
+                return Some(event);
+            }
+            let (slot, generation) = self.due.pop_front()?;
+            if let Some(event) = self.take(slot, generation) {
+                return Some(event);
+            }
+        }
+    }
+}
+
+/// A signal is no error, and brings nothing.
+fn interrupted(errno: Errno) -> Result<usize, Errno> {
+    if errno == Errno::EINTR { Ok(0) } else { Err(errno) }
+}

@@ -1,0 +1,175 @@
+//! Whether a cell's figures mean what they seem to: checks that spoil it, and checks that say how to read it.
+
+use crate::{
+    cli::Settings,
+    control::ServerStats,
+    measure::TcpTrouble,
+    mode::{Manner, Mode},
+    result::{Cell, Check, Paced},
+};
+
+/// Above this share of a CPU the client may be what limits the rate.
+const CLIENT_BOUND: f64 = 0.9;
+/// A rate that changes more within a window is no rate.
+const DRIFT_MAX: f64 = 0.1;
+/// An open loop that never sends a larger share of what arrives does not keep its rate.
+const DROPPED_MAX: f64 = 0.01;
+/// How far rate times latency may be from the number of requests under way.
+const LITTLE_MAX: f64 = 0.05;
+/// Above this share of stolen time a cell says more about the neighbours than about the server.
+const STOLEN_MAX: f64 = 0.05;
+
+/// What the client knows.
+pub(crate) fn of_client(settings: &Settings, cell: &Cell) -> Vec<Check> {
+    let counts = &cell.counts;
+    let mut checks = vec![
+        // How a server shares its time is its own property, so it is told and not thrown away.
+        Check::noted(
+            "no_starved_connection",
+            counts.connections_starved == 0,
+            format!("{} got no reply within the window", counts.connections_starved),
+        ),
+    ];
+    // Those that come and go are not all there at any moment.
+    if settings.manner.mode != Mode::Churn {
+        checks.push(Check::required(
+            "connections_alive",
+            counts.connections_alive == counts.connections_asked,
+            format!("{} of {} were up at the end", counts.connections_alive, counts.connections_asked),
+        ));
+    }
+    if let Some(stolen) = cell.costs.stolen_share {
+        let detail = format!("the hypervisor took {:.1} % of the time", stolen * 100.0);
+        checks.push(Check::required("stolen_time", stolen <= STOLEN_MAX, detail));
+    }
+    // Who spins is always busy; then this check has nothing to say, and neither has the share.
+    if let Some(share) = cell.costs.client_cpu_share {
+        let detail = format!("the client used {:.0} % of a CPU", share * 100.0);
+        checks.push(Check::noted("client_not_saturated", share <= CLIENT_BOUND, detail));
+    }
+    if !settings.is_idle() {
+        checks.extend(steadiness(&cell.series));
+    }
+    checks.extend(match cell.point.rate {
+        Some(rate) => rate_kept(cell, rate),
+        None => littles_law(&settings.manner, cell),
+    });
+    if let Some(tcp) = cell.tcp {
+        let TcpTrouble { retransmitted_segments, dropped_connections, dropped_segments } = tcp;
+        let none = tcp == TcpTrouble::default();
+        let detail = format!(
+            "{retransmitted_segments} segments were sent again, {dropped_segments} dropped, {dropped_connections} \
+             connections dropped, in the whole network namespace"
+        );
+        checks.push(Check::noted("no_tcp_trouble", none, detail));
+    }
+    checks
+}
+
+/// Whether the rate holds: the second half of the window against the first.
+fn steadiness(series: &[u64]) -> Option<Check> {
+    // The last slice may be cut short by the window's end.
+    let whole = &series[..series.len().saturating_sub(1)];
+    let (first, second) = (&whole[..whole.len() / 2], &whole[whole.len().div_ceil(2)..]);
+    let (first, second): (u64, u64) = (first.iter().sum(), second.iter().sum());
+    if first == 0 {
+        let detail = format!("nothing was served in the first half of the window, {second} in the second");
+        return (second > 0).then(|| Check::noted("steady_rate", false, detail));
+    }
+    let change = second as f64 / first as f64 - 1.0;
+    // Random arrivals differ by themselves: three standard deviations of two counts.
+    let chance = 3.0 * (4.0 / (first + second) as f64).sqrt();
+    let detail = format!("the second half of the window served {:+.1} % against the first", change * 100.0);
+    Some(Check::noted("steady_rate", change.abs() <= DRIFT_MAX.max(chance), detail))
+}
+
+/// Whether an open loop sent what arrived; what it sent was answered, or the run had ended.
+fn rate_kept(cell: &Cell, rate: u64) -> Option<Check> {
+    let (rps, paced) = (cell.rps?, cell.paced.as_ref()?);
+    let Paced { offered, late, dropped, .. } = paced;
+    let detail = format!(
+        "{rps:.0} of {rate} requests/s were answered; of {offered} that arrived, {late} waited for a free \
+         connection and {dropped} were never sent"
+    );
+    Some(Check::noted("rate_kept", *dropped as f64 <= DROPPED_MAX * *offered as f64, detail))
+}
+
+/// Rate times mean latency is the number of requests under way; in a closed loop that is known. If it does not
+/// agree, one of the figures is wrong.
+fn littles_law(manner: &Manner, cell: &Cell) -> Option<Check> {
+    // With churn the time to close is not in the latency; a push is over only with the last of its replies.
+    if !matches!(manner.mode, Mode::Rr | Mode::Stream) {
+        return None;
+    }
+    let (rps, latency) = (cell.rps?, cell.latency.as_ref().filter(|_| !cell.hides_latency())?);
+    let under_way = rps * (latency.mean_us / 1e6 + manner.think.as_secs_f64());
+    let asked = (cell.point.connections * cell.point.pipeline) as f64;
+    let pausing = if manner.think.is_zero() { "" } else { " or pausing" };
+    let detail =
+        format!("{under_way:.1} requests were under way{pausing} on average, of {asked} that may be");
+    Some(Check::noted("littles_law", (under_way / asked - 1.0).abs() <= LITTLE_MAX, detail))
+}
+
+/// The server's account must agree with the client's.
+pub(crate) fn of_server(cell: &Cell, last: Option<&ServerStats>) -> Vec<Check> {
+    let Some(last) = last else {
+        return vec![Check::required(
+            "server_stopped_cleanly",
+            false,
+            "it gave no last account of itself".into(),
+        )];
+    };
+    let stopped = Check::required("server_stopped_cleanly", true, "it gave its last account".into());
+    // Another program counts nothing for loadgen.
+    let (Some(accepted), Some(received)) = (last.count("accepted"), last.count("bytes_received")) else {
+        return vec![stopped];
+    };
+    let (made, sent) = (cell.counts.connections_made, cell.counts.bytes_sent_all_phases);
+    vec![
+        stopped,
+        Check::required(
+            "server_accepted_all",
+            accepted == made,
+            format!("the server counts {accepted} accepted connections, the client made {made}"),
+        ),
+        Check::required(
+            "server_received_all",
+            received == sent,
+            format!("the server counts {received} bytes, the client sent {sent}"),
+        ),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::result::Latency;
+
+    #[test]
+    fn a_rate_that_changes_within_the_window_is_told() {
+        let passed = |series: &[u64]| steadiness(series).map(|check| check.passed);
+        assert_eq!(passed(&[10_000; 11]), Some(true));
+        assert_eq!(passed(&[10_000, 10_000, 10_800, 10_800, 3]), Some(true), "the last slice is cut short");
+        assert_eq!(passed(&[10_000, 10_000, 8_800, 8_800, 0]), Some(false));
+        assert_eq!(passed(&[10_000, 10_000, 11_200, 11_200, 0]), Some(false));
+        assert_eq!(passed(&[10_000, 10_000, 0, 0, 0]), Some(false), "it went quiet");
+        assert_eq!(passed(&[0, 0, 5, 5, 0]), Some(false), "it began late");
+        assert_eq!(passed(&[100, 100, 120, 120, 0]), Some(true), "so few differ by chance");
+        assert_eq!((passed(&[]), passed(&[0, 0, 0, 0])), (None, None));
+    }
+
+    #[test]
+    fn rate_and_latency_must_fit_the_connections() {
+        let mut cell = Cell::of_test("epoll", 1, 10);
+        let manner = Manner::plain();
+        assert!(littles_law(&manner, &cell).is_none(), "nothing is known yet");
+        let mut histogram = hdrhistogram::Histogram::new(3).expect("3 digits");
+        histogram.record(10_000_000).expect("auto-resizing");
+        (cell.rps, cell.latency) = (Some(1_000.0), Latency::of(&histogram));
+        assert!(littles_law(&manner, &cell).expect("all is known").passed);
+        cell.rps = Some(900.0);
+        assert!(!littles_law(&manner, &cell).expect("all is known").passed);
+        cell.counts.connections_starved = 1;
+        assert!(littles_law(&manner, &cell).is_none(), "some had no reply, which the latency cannot tell");
+    }
+}
