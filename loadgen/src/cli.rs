@@ -14,6 +14,7 @@ use crate::{
     pinning::Pinning,
     plan::Order,
     point::{Point, Sizes},
+    report::ReportArgs,
     selftest::SelftestArgs,
     spec::{Hired, Kind, Remote, Row, Spec},
     units,
@@ -33,7 +34,7 @@ Exit codes:
   130  interrupted: the partial result is written and marked";
 
 /// More rounds would only make the exact distribution slow to compute.
-const ROUNDS_MAX: usize = 200;
+pub(crate) const ROUNDS_MAX: usize = 200;
 const RATE_MAX: usize = 10_000_000;
 /// Bytes of a message, unless -s says it.
 const SIZE: usize = 64;
@@ -67,6 +68,8 @@ pub(crate) enum Command {
     Selftest(SelftestArgs),
     /// Say what this machine allows for so many connections, and the command that changes each limit
     Doctor(DoctorArgs),
+    /// Show a result again, or export it
+    Report(ReportArgs),
     /// Run an echo server on a chosen backend
     Serve(ServeArgs),
 }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{error::Error, pinning, units};
 
@@ -11,7 +11,7 @@ use crate::{error::Error, pinning, units};
 pub(crate) const DESCRIPTORS_OWN: u64 = 32;
 
 /// The machine as results describe it. No host is named.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Machine {
     kernel: String,
     architecture: String,
@@ -23,7 +23,7 @@ pub(crate) struct Machine {
 }
 
 /// The source that this binary was built from.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Git {
     pub(crate) commit: String,
     /// Whether files differ from the commit.

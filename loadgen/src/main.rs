@@ -6,9 +6,11 @@ mod child;
 mod cli;
 mod control;
 mod doctor;
+mod document;
 mod engine;
 mod error;
 mod export;
+mod histogram;
 mod http;
 mod interrupt;
 mod machine;
@@ -60,6 +62,7 @@ fn run() -> Result<Exit, Error> {
         Some(Command::Run(args)) => session::measure(&args.settings()?),
         Some(Command::Idle(args)) => session::measure(&args.settings()?),
         Some(Command::Selftest(args)) => selftest::run(&args),
+        Some(Command::Report(args)) => report::again(&args),
         Some(Command::Doctor(args)) => Ok(doctor::run(&args)),
         Some(Command::Serve(args)) => serve::serve(&args).map(|()| Exit::Done),
     }

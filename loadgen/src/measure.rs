@@ -10,7 +10,7 @@ use nix::{
     time::{ClockId, clock_getcpuclockid, clock_gettime},
     unistd::Pid,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The CPU clock of a process, or of a process and all that descend from it. It keeps the time of
 /// threads that have ended.
@@ -119,7 +119,7 @@ fn parse_peak(status: &str) -> Option<u64> {
 }
 
 /// What the kernel's TCP, of this network namespace, has had to send again or throw away.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct TcpTrouble {
     pub(crate) retransmitted_segments: u64,
     /// Connections that found the backlog full.

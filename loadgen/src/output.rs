@@ -12,7 +12,7 @@ use crate::{
     result::Document,
 };
 
-const RESULT: &str = "result.json";
+pub(crate) const RESULT: &str = "result.json";
 const SCREEN: &str = "report.txt";
 /// Runs of one day on one kernel and commit; beyond it something else is wrong.
 const NUMBERS_MAX: usize = 10_000;
@@ -42,9 +42,7 @@ impl Output {
 
     /// Replaces the result by this state of it, at once.
     pub(crate) fn write_result(&self, document: &Document) -> Result<String, Error> {
-        let mut json = serde_json::to_string_pretty(document)
-            .map_err(|error| Error::internal(format!("the result cannot be written as JSON: {error}")))?;
-        json.push('\n');
+        let json = document.to_json()?;
         self.write(RESULT, &json)?;
         Ok(json)
     }

@@ -2,19 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use clap::ValueEnum;
-use hdrhistogram::{
-    Histogram,
-    serialization::{Serializer, V2DeflateSerializer},
-};
-use serde::{Serialize, ser};
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     cell::Place,
     cli::Settings,
     control::Identity,
     engine::{Failure, open_loop::PacedCounts},
+    error::Error,
+    histogram,
     machine::{Git, Machine},
     measure::TcpTrouble,
     pinning::Cpus,
@@ -26,15 +24,15 @@ pub(crate) const SCHEMA: &str = "ringspun-loadgen/1";
 const IDLE: &str = "idle";
 
 /// A whole run.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Document {
-    pub(crate) schema: &'static str,
+    pub(crate) schema: String,
     /// Whether every cell of the plan is there.
     pub(crate) complete: bool,
     pub(crate) interrupted: bool,
     /// What ended the run early.
     pub(crate) error: Option<String>,
-    pub(crate) loadgen_version: &'static str,
+    pub(crate) loadgen_version: String,
     pub(crate) command: Vec<String>,
     pub(crate) started: String,
     pub(crate) finished: Option<String>,
@@ -48,8 +46,18 @@ pub(crate) struct Document {
     pub(crate) summary: Option<Summary>,
 }
 
+impl Document {
+    /// As it is written.
+    pub(crate) fn to_json(&self) -> Result<String, Error> {
+        let mut json = serde_json::to_string_pretty(self)
+            .map_err(|error| Error::internal(format!("the result cannot be written as JSON: {error}")))?;
+        json.push('\n');
+        Ok(json)
+    }
+}
+
 /// The settings as they applied, defaults included.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Recorded {
     pub(crate) mode: String,
     /// How connections end; null unless they come and go.
@@ -131,7 +139,7 @@ fn word(value: impl ValueEnum) -> Option<String> {
 }
 
 /// One cell. What was not measured is null.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Cell {
     pub(crate) row: String,
     pub(crate) round: usize,
@@ -149,13 +157,14 @@ pub(crate) struct Cell {
     pub(crate) counts: Counts,
     pub(crate) rps: Option<f64>,
     pub(crate) latency: Option<Latency>,
-    #[serde(serialize_with = "v2_deflate")]
+    #[serde(default, with = "histogram")]
     pub(crate) histogram: Option<Histogram<u64>>,
     /// null in a closed loop.
     pub(crate) paced: Option<Paced>,
     /// null unless the connections were idle.
     pub(crate) idle: Option<Idle>,
     /// Requests of each tenth of a second of the window.
+    #[serde(default)]
     pub(crate) series: Vec<u64>,
     pub(crate) costs: Costs,
     /// What the kernel's TCP had to repair within the window; null if it does not tell.
@@ -227,7 +236,7 @@ impl Cell {
     }
 }
 
-#[derive(Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Counts {
     pub(crate) requests: u64,
     pub(crate) requests_all_phases: u64,
@@ -240,7 +249,7 @@ pub(crate) struct Counts {
 }
 
 /// Time from sending a request to its whole reply.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Latency {
     pub(crate) mean_us: f64,
     pub(crate) p50_us: f64,
@@ -266,7 +275,7 @@ impl Latency {
 }
 
 /// What idle connections cost. The bytes are what was added since the server listened, shared out.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Idle {
     pub(crate) connections_per_second: f64,
     pub(crate) server_bytes_per_connection: Option<f64>,
@@ -280,7 +289,7 @@ pub(crate) struct Idle {
 
 /// What an open loop counts beside its replies, of the requests that arrived within the window. The
 /// latency of its cell is the response time: from the intended moment to the reply.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Paced {
     pub(crate) offered: u64,
     /// Found no free connection and had to wait for one.
@@ -291,9 +300,9 @@ pub(crate) struct Paced {
     pub(crate) lag: Option<Latency>,
     /// From sent to answered.
     pub(crate) service: Option<Latency>,
-    #[serde(serialize_with = "v2_deflate")]
+    #[serde(default, with = "histogram")]
     pub(crate) lag_histogram: Option<Histogram<u64>>,
-    #[serde(serialize_with = "v2_deflate")]
+    #[serde(default, with = "histogram")]
     pub(crate) service_histogram: Option<Histogram<u64>>,
 }
 
@@ -312,7 +321,7 @@ impl From<&PacedCounts> for Paced {
     }
 }
 
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Costs {
     pub(crate) server_cpu_us_per_request: Option<f64>,
     pub(crate) client_cpu_us_per_request: Option<f64>,
@@ -330,9 +339,9 @@ pub(crate) struct Costs {
     pub(crate) stolen_share: Option<f64>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Check {
-    pub(crate) name: &'static str,
+    pub(crate) name: String,
     pub(crate) passed: bool,
     /// Whether a cell that fails it counts for nothing; else it is only worth a note.
     pub(crate) spoils: bool,
@@ -341,13 +350,13 @@ pub(crate) struct Check {
 
 impl Check {
     /// A check without which the cell's figures mean nothing.
-    pub(crate) fn required(name: &'static str, passed: bool, detail: String) -> Self {
-        Self { name, passed, spoils: true, detail }
+    pub(crate) fn required(name: &str, passed: bool, detail: String) -> Self {
+        Self { name: name.into(), passed, spoils: true, detail }
     }
 
     /// A check that says how the figures are to be read.
-    pub(crate) fn noted(name: &'static str, passed: bool, detail: String) -> Self {
-        Self { name, passed, spoils: false, detail }
+    pub(crate) fn noted(name: &str, passed: bool, detail: String) -> Self {
+        Self { name: name.into(), passed, spoils: false, detail }
     }
 
     pub(crate) fn has_spoiled(&self) -> bool {
@@ -356,7 +365,7 @@ impl Check {
 }
 
 /// A metric of row `a` over that of row `b`: one ratio a round.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Comparison {
     pub(crate) metric: Metric,
     pub(crate) a: String,
@@ -373,11 +382,12 @@ pub(crate) struct Comparison {
     pub(crate) ratios: Vec<f64>,
     pub(crate) verdict: Verdict,
     /// Whether the run's verdict rests on it.
+    #[serde(default)]
     pub(crate) primary: bool,
 }
 
 /// The four lines below the table.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Summary {
     pub(crate) verdict: Option<String>,
     pub(crate) verified: String,
@@ -386,36 +396,9 @@ pub(crate) struct Summary {
     pub(crate) conclusive_and_valid: bool,
 }
 
-fn v2_deflate<S: ser::Serializer>(
-    histogram: &Option<Histogram<u64>>,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    let Some(histogram) = histogram else { return serializer.serialize_none() };
-    let mut bytes = Vec::new();
-    V2DeflateSerializer::new().serialize(histogram, &mut bytes).map_err(ser::Error::custom)?;
-    serializer.serialize_str(&STANDARD.encode(bytes))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn histograms_survive_their_serialisation() {
-        #[derive(Serialize)]
-        struct Holder {
-            #[serde(serialize_with = "v2_deflate")]
-            histogram: Option<Histogram<u64>>,
-        }
-        let mut histogram = Histogram::<u64>::new(3).expect("3 digits");
-        (1..=1_000).for_each(|value| histogram.record(value * 1_000).expect("auto-resizing"));
-        let json = serde_json::to_value(Holder { histogram: Some(histogram.clone()) }).expect("serialises");
-        let bytes = STANDARD.decode(json["histogram"].as_str().expect("text")).expect("base64");
-        let back: Histogram<u64> = hdrhistogram::serialization::Deserializer::new()
-            .deserialize(&mut bytes.as_slice())
-            .expect("V2 deflate");
-        assert_eq!(back, histogram);
-    }
 
     #[test]
     fn an_empty_histogram_has_no_percentiles() {

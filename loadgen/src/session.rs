@@ -57,11 +57,11 @@ impl<'a> Session<'a> {
         let plan = plan::rounds(settings.order, settings.rows.len(), settings.rounds, settings.seed);
         let named = |round: &Vec<usize>| round.iter().map(|row| settings.rows[*row].to_string()).collect();
         let document = Document {
-            schema: SCHEMA,
+            schema: SCHEMA.into(),
             complete: false,
             interrupted: false,
             error: None,
-            loadgen_version: env!("CARGO_PKG_VERSION"),
+            loadgen_version: env!("CARGO_PKG_VERSION").into(),
             command: command_line(),
             started: now(),
             finished: None,
@@ -113,10 +113,8 @@ impl<'a> Session<'a> {
         document.interrupted = error.as_ref().is_some_and(|error| error.exit == Exit::Interrupted);
         document.error = error.as_ref().map(ToString::to_string);
         document.finished = Some(now());
-        document.comparisons = summary::comparisons(&document.settings, &document.cells);
-        let summary = summary::summarise(document);
-        let passes = summary.conclusive_and_valid;
-        document.summary = Some(summary);
+        summary::conclude(document);
+        let passes = document.summary.as_ref().is_some_and(|summary| summary.conclusive_and_valid);
         let path = self.output.result_path();
         let json = self.output.write_result(document)?;
         let screen = text::screen(document, &path);

@@ -240,8 +240,14 @@ fn mostly_fails(cells: &[Cell], row: &str, point: &Point, check: &str) -> bool {
     2 * failing > all
 }
 
+/// Compares what there is and says what it amounts to.
+pub(crate) fn conclude(document: &mut Document) {
+    document.comparisons = comparisons(&document.settings, &document.cells);
+    document.summary = Some(summarise(document));
+}
+
 /// The sentences below the table.
-pub(crate) fn summarise(document: &Document) -> Summary {
+fn summarise(document: &Document) -> Summary {
     let Document { settings, cells, complete, .. } = document;
     let primary: Vec<&Comparison> =
         document.comparisons.iter().filter(|comparison| comparison.primary).collect();

@@ -1,6 +1,6 @@
 //! What a ratio with its interval means.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::stats::Estimate;
 
@@ -8,7 +8,7 @@ use crate::stats::Estimate;
 pub(crate) const MIN_EFFECT: f64 = 0.02;
 
 /// What is compared; every ratio is the row's value over the baseline's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Metric {
     Rps,
@@ -62,7 +62,7 @@ impl Metric {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Verdict {
     Faster,

@@ -1,18 +1,18 @@
 //! What went wrong on connections: counted by phase and cause, the first one told in full.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use nix::errno::Errno;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::connection::Connection;
 use crate::{error::Error, http::HttpFinding, message::Finding};
 
 /// How often one thing went wrong.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Failure {
     /// connect, send, receive, reply or close.
-    pub(crate) phase: &'static str,
+    pub(crate) phase: Cow<'static, str>,
     /// The name of an errno, or of what is wrong with a reply.
     pub(crate) cause: String,
     pub(crate) count: u64,
@@ -115,7 +115,7 @@ impl Failures {
 
     pub(super) fn into_counts(self) -> Vec<Failure> {
         let counts = self.counts.into_iter();
-        counts.map(|((phase, cause), count)| Failure { phase, cause, count }).collect()
+        counts.map(|((phase, cause), count)| Failure { phase: phase.into(), cause, count }).collect()
     }
 
     fn add(&mut self, phase: &'static str, cause: String, error: Error) {

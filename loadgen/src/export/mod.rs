@@ -47,13 +47,7 @@ struct Export {
 impl Exports {
     /// Finds out before the run whether its exports will have a place.
     pub(crate) fn check(&self) -> Result<(), Error> {
-        let paths = [
-            &self.export_csv,
-            &self.export_github,
-            &self.export_bencher,
-            &self.export_hlog,
-            &self.export_hgrm,
-        ];
+        let paths = self.paths();
         for path in paths.iter().copied().flatten() {
             let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
             let is_folder = path.is_dir() || path.file_stem().is_none();
@@ -71,6 +65,15 @@ impl Exports {
             }
         }
         Ok(())
+    }
+
+    /// Whether any was asked for.
+    pub(crate) fn are_wanted(&self) -> bool {
+        self.paths().into_iter().any(Option::is_some)
+    }
+
+    fn paths(&self) -> [&Option<PathBuf>; 5] {
+        [&self.export_csv, &self.export_github, &self.export_bencher, &self.export_hlog, &self.export_hgrm]
     }
 
     /// Writes all that were asked for; each appears whole or not at all.

@@ -6,5 +6,6 @@ mod comparison;
 mod exports;
 mod idle;
 mod open_loop;
+mod reports;
 mod selftest;
 mod wrong_servers;

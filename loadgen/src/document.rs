@@ -1,0 +1,244 @@
+//! Reading a result. Anybody can write one, so nothing in it is believed: what does not hold together ends
+//! in one line.
+
+use std::{
+    fs::File,
+    io::Read as _,
+    path::{Path, PathBuf},
+};
+
+use serde_json::{Value, json};
+
+use crate::{
+    cli::ROUNDS_MAX,
+    error::Error,
+    output::RESULT,
+    point::Point,
+    result::{Document, SCHEMA},
+};
+
+/// Many times what the longest run writes.
+const BYTES_MAX: u64 = 512 << 20;
+/// Beyond it no number of a result is exact in every reader, and sums could overflow.
+const INTEGER_MAX: u64 = 1 << 53;
+const DETAIL_MAX: usize = 200;
+
+/// A result and where it was read.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub(crate) document: Document,
+    pub(crate) path: PathBuf,
+}
+
+/// Reads a result, or that of a run's folder.
+pub(crate) fn load(path: &Path) -> Result<Loaded, Error> {
+    let path = if path.is_dir() { path.join(RESULT) } else { path.to_path_buf() };
+    let bytes = read(&path)?;
+    match parse(&bytes) {
+        Ok(document) => Ok(Loaded { document, path }),
+        Err(why) => Err(Error::usage(format!("{}: {}", path.display(), printable(&why)))),
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    let unreadable = |why: String| {
+        let remedy = "name a result.json of loadgen, or the folder of a run";
+        Error::machine(format!("cannot read {}: {why}; {remedy}", path.display()))
+    };
+    // Anything else could block, or never end.
+    let is_file = path.metadata().map_err(|error| unreadable(error.to_string()))?.is_file();
+    if !is_file {
+        return Err(unreadable("it is no file".into()));
+    }
+    let file = File::open(path).map_err(|error| unreadable(error.to_string()))?;
+    let mut bytes = Vec::new();
+    file.take(BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|error| unreadable(error.to_string()))?;
+    if bytes.len() as u64 > BYTES_MAX {
+        return Err(unreadable("it is larger than any result".into()));
+    }
+    Ok(bytes)
+}
+
+fn parse(bytes: &[u8]) -> Result<Document, String> {
+    let foreign = "no result of loadgen; name a result.json that it wrote, or the folder of a run";
+    let mut value: Value =
+        serde_json::from_slice(bytes).map_err(|error| format!("{foreign} (no whole JSON: {error})"))?;
+    match value.get("schema").and_then(Value::as_str) {
+        Some(SCHEMA) => {}
+        Some(other) if other.starts_with("ringspun-loadgen/") => {
+            return Err(format!(
+                "its schema is {other}, this loadgen reads {SCHEMA}; use the one that wrote it"
+            ));
+        }
+        _ => return Err(foreign.into()),
+    }
+    upgrade(&mut value);
+    if let Some(integer) = too_large(&value) {
+        return Err(broken(&format!("{integer} is larger than anything that loadgen counts")));
+    }
+    let document: Document = serde_json::from_value(value).map_err(|error| broken(&error.to_string()))?;
+    match contradiction(&document) {
+        None => Ok(document),
+        Some(why) => Err(broken(&why)),
+    }
+}
+
+fn broken(why: &str) -> String {
+    format!("a broken result: {why}; it is not as loadgen wrote it, so take the original or repeat the run")
+}
+
+/// Before they had points, results had one size and one rate for the whole run.
+fn upgrade(document: &mut Value) -> Option<()> {
+    let settings = document.get_mut("settings")?.as_object_mut()?;
+    if settings.contains_key("points") {
+        return None;
+    }
+    let size = settings.get("size_bytes")?;
+    let rate = settings.get("rate").and_then(Value::as_f64).map(|rate| rate as u64);
+    let connections = settings.get("connections")?.as_array()?.iter();
+    let point = |connections| json!({"connections": connections, "size": size, "pipeline": 1, "rate": rate});
+    let points: Vec<Value> = connections.map(point).collect();
+    settings.insert("points".into(), points.into());
+    for list in ["cells", "comparisons"] {
+        for entry in document.get_mut(list)?.as_array_mut()? {
+            entry.as_object_mut()?.insert("rate".into(), rate.into());
+        }
+    }
+    Some(())
+}
+
+/// The first integer that is too large, except that a seed may be any.
+fn too_large(value: &Value) -> Option<u64> {
+    match value {
+        Value::Number(number) => number.as_u64().filter(|integer| *integer > INTEGER_MAX),
+        Value::Array(values) => values.iter().find_map(too_large),
+        Value::Object(fields) => {
+            let counted = fields.iter().filter(|(name, _)| *name != "seed");
+            counted.map(|(_, value)| value).find_map(too_large)
+        }
+        _ => None,
+    }
+}
+
+/// What in a result does not fit together.
+fn contradiction(document: &Document) -> Option<String> {
+    let Document { settings, cells, comparisons, summary, .. } = document;
+    let texts = summary
+        .iter()
+        .flat_map(|summary| [&summary.verified, &summary.valid].into_iter().chain(&summary.verdict));
+    if let Some(text) = settings.rows.iter().chain(texts).find(|text| text.chars().any(char::is_control)) {
+        return Some(format!("{text:?} is no text that loadgen writes"));
+    }
+    if !settings.rows.contains(&settings.baseline) {
+        return Some("its baseline is none of its rows".into());
+    }
+    let known = |point: &Point| settings.points.contains(point);
+    if settings.points.is_empty()
+        || settings.points.iter().any(|point| point.connections == 0 || point.pipeline == 0)
+    {
+        return Some("it has a point without connections or requests, or none at all".into());
+    }
+    if !(1..=ROUNDS_MAX).contains(&settings.rounds) {
+        return Some(format!("{} rounds are none that loadgen runs", settings.rounds));
+    }
+    let stray = cells.iter().find(|cell| !settings.rows.contains(&cell.row) || !known(&cell.point));
+    if let Some(cell) = stray {
+        return Some(format!("a cell of {} over {} is not in its plan", cell.row, cell.point));
+    }
+    let stray = comparisons.iter().find(|one| {
+        ![&one.a, &one.b].into_iter().all(|row| settings.rows.contains(row)) || !known(&one.point)
+    });
+    stray.map(|one| format!("a comparison of {} with {} over {} is not in its plan", one.a, one.b, one.point))
+}
+
+/// One line, of a length that can be read.
+fn printable(text: &str) -> String {
+    let escaped: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    match escaped.char_indices().nth(3 * DETAIL_MAX) {
+        None => escaped,
+        Some(_) => {
+            let start: String = escaped.chars().take(2 * DETAIL_MAX).collect();
+            let rest: Vec<char> = escaped.chars().rev().take(DETAIL_MAX).collect();
+            format!("{start} ... {}", rest.into_iter().rev().collect::<String>())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A published result, made before results had points.
+    const OLDER: &str = include_str!("../../results/2026-11-21-6.18.44-fc-v669-8622a687090f/result.json");
+
+    fn changed(pointer: &str, to: Value) -> Result<Document, String> {
+        let mut value: Value = serde_json::from_str(OLDER).expect("JSON");
+        *value.pointer_mut(pointer).expect(pointer) = to;
+        parse(value.to_string().as_bytes())
+    }
+
+    #[test]
+    fn older_results_get_points() {
+        let document = parse(OLDER.as_bytes()).expect("a result");
+        assert_eq!(document.settings.points[0].to_string(), document.cells[0].point.to_string());
+        assert!(document.cells.iter().all(|cell| cell.histogram.is_some() && cell.series.is_empty()));
+        let paced = {
+            let mut value: Value = serde_json::from_str(OLDER).expect("JSON");
+            value["settings"]["rate"] = json!(50_000.0);
+            parse(value.to_string().as_bytes()).expect("a result")
+        };
+        assert_eq!((paced.settings.points[0].rate, paced.cells[0].point.rate), (Some(50_000), Some(50_000)));
+    }
+
+    #[test]
+    fn what_is_read_is_written_the_same() {
+        let first = parse(OLDER.as_bytes()).expect("a result").to_json().expect("JSON");
+        let second = parse(first.as_bytes()).expect("a result").to_json().expect("JSON");
+        assert_eq!(first, second);
+        let (old, new): (Value, Value) =
+            (serde_json::from_str(OLDER).expect("JSON"), serde_json::from_str(&first).expect("JSON"));
+        for (old, new) in
+            old["cells"].as_array().expect("cells").iter().zip(new["cells"].as_array().expect("cells"))
+        {
+            for (name, value) in old.as_object().expect("a cell") {
+                assert_eq!(value, &new[name], "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_hold_together_is_broken() {
+        for (pointer, to, word) in [
+            ("/schema", json!("ringspun-loadgen/2"), "this loadgen reads ringspun-loadgen/1"),
+            ("/schema", json!("other/1"), "no result of loadgen"),
+            ("/schema", json!(1), "no result of loadgen"),
+            ("/cells/0/row", json!("other"), "not in its plan"),
+            ("/cells/0/connections", json!(12_345), "not in its plan"),
+            ("/cells/0/size", json!("64:1+x"), "is not a size"),
+            ("/cells/0/histogram", json!("#"), "a histogram is no base64"),
+            ("/cells/0/counts/requests", json!(u64::MAX), "larger than anything"),
+            ("/cells/0/counts/requests", json!(-1), "invalid value"),
+            ("/settings/baseline", json!("other"), "none of its rows"),
+            ("/settings/rows/0", json!("a\u{1b}[2J"), "no text that loadgen writes"),
+            ("/settings/rounds", json!(1_000_000), "rounds are none"),
+            ("/settings/connections", json!([]), "none at all"),
+            ("/settings/connections/0", json!(0), "without connections"),
+            ("/comparisons/0/a", json!("other"), "a comparison of other"),
+            ("/comparisons/0/metric", json!("x".repeat(10_000)), "unknown variant"),
+        ] {
+            let why = changed(pointer, to).expect_err(pointer);
+            assert!(why.contains(word), "{pointer}: {why}");
+            let line = printable(&why);
+            assert!(line.len() < 4 * DETAIL_MAX && !line.contains(char::is_control), "{line}");
+        }
+        let seed = changed("/settings/seed", json!(u64::MAX)).expect("a seed may be any");
+        assert_eq!(seed.settings.seed, u64::MAX);
+    }
+
+    #[test]
+    fn no_cut_makes_it_panic() {
+        for length in (0..OLDER.len() - 2).step_by(997) {
+            assert!(parse(&OLDER.as_bytes()[..length]).is_err());
+        }
+    }
+}
