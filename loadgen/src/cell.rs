@@ -18,6 +18,7 @@ use crate::{
     pinning::Cpus,
     point::Point,
     result::{Cell, Costs, Counts, Idle, Latency, Paced},
+    serve::Service,
     spec::{Remote, Row},
     validity,
 };
@@ -46,7 +47,7 @@ pub(crate) fn run(
     let row = &settings.rows[place.row];
     let mut cell = Cell::new(row.to_string(), place);
     let outcome = match row {
-        Row::Backend(_) | Row::Hired(_) => Server::start(row, cpus.server)
+        Row::Backend(_) | Row::Hired(_) => Server::start(row, Service::default(), cpus.server)
             .and_then(|server| measure_child(settings, place, server, interrupt, &mut cell)),
         Row::Remote(remote) => resolve(remote, settings.timeout)
             .and_then(|target| measure_remote(settings, place, target, interrupt, &mut cell)),

@@ -17,6 +17,7 @@ use nix::{
 use crate::{
     control::{self, Command, Identity, Mark, Report, ServerStats},
     error::Error,
+    serve::Service,
     spec::{Kind, Row, Spec},
 };
 
@@ -42,13 +43,14 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts the server of this row and waits until it listens.
-    pub(crate) fn start(row: &Row, cpu: Option<usize>) -> Result<Self, Error> {
+    /// Starts the server of this row and waits until it listens. Another program knows what to do: it is not
+    /// told.
+    pub(crate) fn start(row: &Row, service: Service, cpu: Option<usize>) -> Result<Self, Error> {
         let mut process = Process::new(OWN_PROGRAM);
         process.arg0("loadgen").args(["serve", "--control", "--port", "0"]);
         match row {
             Row::Hired(hired) => process.args(["--command", &hired.to_string()]),
-            row => process.args(["--backend", &row.to_string()]),
+            row => process.args(["--backend", &row.to_string()]).args(service.flags()),
         };
         if let Some(cpu) = cpu {
             process.args(["--cpu", &cpu.to_string()]);

@@ -16,6 +16,7 @@ use crate::{
     point::{Point, Sizes},
     report::ReportArgs,
     selftest::SelftestArgs,
+    serve::{Service, Way},
     spec::{Hired, Kind, Remote, Row, Spec},
     units,
     verdict::{self, Metric},
@@ -70,7 +71,7 @@ pub(crate) enum Command {
     Doctor(DoctorArgs),
     /// Show a result again, or export it
     Report(ReportArgs),
-    /// Run an echo server on a chosen backend
+    /// Run a server on a chosen backend: an echo, or one that sends what comes to all
     Serve(ServeArgs),
 }
 
@@ -212,12 +213,44 @@ pub(crate) struct ServeArgs {
     /// CPU to run on
     #[arg(long, value_name = "N")]
     pub(crate) cpu: Option<usize>,
+    /// Where what comes in is sent
+    #[arg(long = "as", value_enum, value_name = "WAY", default_value_t = Way::Echo)]
+    way: Way,
+    /// Close each connection, cleanly, once so many bytes have been sent back on it; echo only [default:
+    /// never]
+    #[arg(long, value_name = "BYTES", value_parser = close_after)]
+    close_after: Option<usize>,
+    /// A planted slow-down, to see whether a comparison finds it: so much CPU is burnt for whatever one
+    /// receive brings, before it is answered; io_uring, epoll and threads only
+    #[arg(long, value_name = "TIME", value_parser = units::duration)]
+    pub(crate) spin_per_message: Option<Duration>,
     /// Take commands on standard input, report on standard output and end with the parent
     #[arg(long, hide = true)]
     pub(crate) control: bool,
     /// Serve by another program
     #[arg(long, hide = true, requires = "control")]
     pub(crate) command: Option<Hired>,
+}
+
+impl ServeArgs {
+    /// What the server is to do, if it can.
+    pub(crate) fn service(&self) -> Result<Service, Error> {
+        let service = Service { way: self.way, close_after: self.close_after.unwrap_or(0) };
+        let spins = self.spin_per_message.is_some();
+        if self.command.is_some() && (spins || service != Service::default()) {
+            return Err(Error::usage(
+                "--as, --close-after and --spin-per-message tell loadgen's own servers what to do; leave them \
+                 out with --command, whose program knows what it does",
+            ));
+        }
+        if spins && self.backend.kind.is_raw() {
+            return Err(Error::usage(format!(
+                "{} takes no --spin-per-message; choose --backend io_uring, epoll or threads",
+                self.backend
+            )));
+        }
+        service.check(self.backend).map(|()| service)
+    }
 }
 
 /// Everything that is fixed before a measurement begins.
@@ -408,6 +441,13 @@ fn pipeline(text: &str) -> Result<usize, String> {
     match units::count(text)? {
         depth if depth > PIPELINE_MAX => Err(format!("the deepest pipeline is {PIPELINE_MAX}")),
         depth => Ok(depth),
+    }
+}
+
+fn close_after(text: &str) -> Result<usize, String> {
+    match units::size(text)? {
+        0 => Err("the least is 1; leave it out to close never".into()),
+        bytes => Ok(bytes),
     }
 }
 

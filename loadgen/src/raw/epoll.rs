@@ -37,6 +37,8 @@ struct Connection {
     socket: OwnedFd,
     /// What the peer has yet to take.
     unsent: Vec<u8>,
+    /// Bytes that came.
+    received: usize,
 }
 
 struct Server<'a> {
@@ -45,16 +47,18 @@ struct Server<'a> {
     /// By descriptor.
     connections: Vec<Option<Connection>>,
     buffer: Vec<u8>,
+    /// Bytes sent back that end a connection; 0 for none.
+    close_after: usize,
     tally: &'a Tally,
 }
 
 /// Serves for ever.
-pub(super) fn serve(listener: &TcpListener, tally: &Tally) -> io::Result<()> {
+pub(super) fn serve(listener: &TcpListener, close_after: usize, tally: &Tally) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     epoll.add(listener, EpollEvent::new(EpollFlags::EPOLLIN, listener.as_raw_fd() as u64))?;
     let buffer = vec![0; BUFFER_BYTES];
-    Server { epoll, listener, connections: Vec::new(), buffer, tally }.run()
+    Server { epoll, listener, connections: Vec::new(), buffer, close_after, tally }.run()
 }
 
 impl Server<'_> {
@@ -103,7 +107,7 @@ impl Server<'_> {
         if self.connections.len() <= fd {
             self.connections.resize_with(fd + 1, || None);
         }
-        self.connections[fd] = Some(Connection { socket, unsent: Vec::new() });
+        self.connections[fd] = Some(Connection { socket, unsent: Vec::new(), received: 0 });
         Ok(())
     }
 
@@ -112,7 +116,10 @@ impl Server<'_> {
         let Some(connection) = &mut self.connections[fd] else { return };
         let ending = flags.intersects(EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR);
         let readable = ending || flags.contains(EpollFlags::EPOLLIN) || !connection.unsent.is_empty();
-        if readable && connection.echo(&mut self.buffer, ending, self.tally).is_err() {
+        if readable
+            && (connection.echo(&mut self.buffer, ending, self.tally).is_err()
+                || connection.has_answered(self.close_after))
+        {
             self.tally.count(Counted::Close);
             self.connections[fd] = None;
         }
@@ -133,6 +140,7 @@ impl Connection {
                 count => count?,
             };
             tally.add(Counted::BytesReceived, count as u64);
+            self.received += count;
             let sent = self.send(&buffer[..count], tally)?;
             if sent < count {
                 self.unsent.extend_from_slice(&buffer[sent..count]);
@@ -142,6 +150,11 @@ impl Connection {
                 return Ok(());
             }
         }
+    }
+
+    /// Whether so many bytes have gone back that the connection is to end; 0 is never.
+    fn has_answered(&self, close_after: usize) -> bool {
+        close_after > 0 && self.received >= close_after && self.unsent.is_empty()
     }
 
     /// Sends what has gathered; answers whether nothing is left.

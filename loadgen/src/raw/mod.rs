@@ -4,6 +4,11 @@
 //! callbacks. So the library's distance to them is the price of the framework itself. Each lists
 //! at its top the tricks that were tried and what they did, because an opponent is worth beating only if
 //! it is as good as it can be made.
+//!
+//! Each can be told to close a connection once it has sent so many bytes back on it (`close_after`; 0 is
+//! never): it reads on until then, and closes when the last byte has gone out. It is a plain close(2), so what
+//! the peer sends beyond that and nobody has read makes the kernel answer with RST; with one request a
+//! connection there is nothing, and the peer reads its reply and the end.
 
 mod epoll;
 mod tally;
@@ -32,11 +37,19 @@ pub(crate) fn prepare(spec: Spec) -> io::Result<Prepared> {
 }
 
 /// Serves until the process ends; returns only if that cannot be done, or no longer.
-pub(crate) fn serve(prepared: Prepared, spec: Spec, listener: TcpListener, tallies: &Tallies) -> io::Error {
+pub(crate) fn serve(
+    prepared: Prepared,
+    spec: Spec,
+    close_after: usize,
+    listener: TcpListener,
+    tallies: &Tallies,
+) -> io::Error {
     let ended = match (prepared, spec.kind) {
-        (Prepared::Uring(ring), _) => uring::serve(*ring, listener, spec.direct, &tallies.branch()),
-        (_, Kind::RawEpoll) => epoll::serve(&listener, &tallies.branch()),
-        _ => threads::serve(&listener, tallies),
+        (Prepared::Uring(ring), _) => {
+            uring::serve(*ring, listener, spec.direct, close_after, &tallies.branch())
+        }
+        (_, Kind::RawEpoll) => epoll::serve(&listener, close_after, &tallies.branch()),
+        _ => threads::serve(&listener, close_after, tallies),
     };
     ended.err().unwrap_or_else(|| io::Error::other("the server ended by itself"))
 }

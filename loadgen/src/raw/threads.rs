@@ -19,19 +19,20 @@ const BUFFER_BYTES: usize = 64 << 10;
 const STACK_BYTES: usize = 16 << 10;
 
 /// Accepts for ever.
-pub(super) fn serve(listener: &TcpListener, tallies: &Tallies) -> io::Result<()> {
+pub(super) fn serve(listener: &TcpListener, close_after: usize, tallies: &Tallies) -> io::Result<()> {
     let tally = tallies.branch();
     loop {
         tally.count(Counted::Accept);
         let (stream, _) = listener.accept()?;
         tally.count(Counted::Accepted);
         let own = tallies.branch();
-        thread::Builder::new().stack_size(STACK_BYTES).spawn(move || echo(stream, &own))?;
+        thread::Builder::new().stack_size(STACK_BYTES).spawn(move || echo(stream, close_after, &own))?;
     }
 }
 
 /// Ends with the connection, whoever ends that.
-fn echo(mut stream: TcpStream, tally: &Branch) {
+fn echo(mut stream: TcpStream, close_after: usize, tally: &Branch) {
+    let mut echoed = 0;
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
         tally.count(Counted::Recv);
@@ -41,6 +42,10 @@ fn echo(mut stream: TcpStream, tally: &Branch) {
                 tally.add(Counted::BytesReceived, count as u64);
                 tally.count(Counted::Send);
                 if stream.write_all(&buffer[..count]).is_err() {
+                    break;
+                }
+                echoed += count;
+                if close_after > 0 && echoed >= close_after {
                     break;
                 }
             }

@@ -17,6 +17,10 @@
 //! * 64 or 256 small buffers, or small buffers of 1 KiB: no gain. Not kept.
 //! * 64 KiB messages: 64 large buffers x 1.08 [1.05, 1.13], buffers of 32 KiB x 1.11 [1.06, 1.12], 4 of 256 KiB
 //!   x 1.04 [1.02, 1.12]; 4 or 8 large ones, 128 KiB ones, POLL_FIRST on an empty socket: no effect. Not kept.
+//!
+//! How a connection ends (its peer's FIN, an error, or as many bytes as `close_after` says): the receive is cancelled if
+//! it is still armed, sends that were begun end, and a turn must have shown that the last echo went out whole. Only
+//! then is the close submitted, and only its completion frees the slot: nothing of it is in flight any more.
 
 use std::{
     collections::VecDeque, io, mem::ManuallyDrop, net::TcpListener, ops::Range, os::fd::AsRawFd,
@@ -90,7 +94,9 @@ struct Connection {
     outgoing: Vec<u8>,
     /// What came while the present send was in flight.
     gathered: Vec<u8>,
-    /// Nothing more will be received.
+    /// Bytes that came; counted only where they can end the connection.
+    received: usize,
+    /// Nothing more is to be received.
     ended: bool,
     closing: bool,
 }
@@ -113,6 +119,8 @@ struct Server<'a> {
     parked: VecDeque<usize>,
     listener: Fd,
     direct: bool,
+    /// Bytes sent back that end a connection; 0 for none.
+    close_after: usize,
     /// What this kernel can do while it waits.
     no_iowait: bool,
     min_wait: bool,
@@ -120,7 +128,13 @@ struct Server<'a> {
 }
 
 /// Serves for ever.
-pub(super) fn serve(mut ring: IoUring, listener: TcpListener, direct: bool, tally: &Tally) -> io::Result<()> {
+pub(super) fn serve(
+    mut ring: IoUring,
+    listener: TcpListener,
+    direct: bool,
+    close_after: usize,
+    tally: &Tally,
+) -> io::Result<()> {
     let (no_iowait, min_wait) =
         (ring.params().is_feature_no_iowait(), ring.params().is_feature_min_timeout());
     let (mut submitter, sq, mut cq) = ring.split();
@@ -148,6 +162,7 @@ pub(super) fn serve(mut ring: IoUring, listener: TcpListener, direct: bool, tall
         parked: VecDeque::new(),
         listener: Fd(listener.as_raw_fd()),
         direct,
+        close_after,
         no_iowait,
         min_wait,
         tally,
@@ -350,6 +365,9 @@ impl Server<'_> {
                 self.tally.add(Counted::BytesReceived, result as u64);
                 self.choose_mode(slot, result as usize);
                 self.echo(slot, group, lease);
+                if self.close_after > 0 {
+                    self.mind_end(slot, result as usize);
+                }
             } else {
                 self.buffers(group).give_back(lease);
             }
@@ -365,6 +383,13 @@ impl Server<'_> {
                 self.go_on(slot);
             }
         }
+    }
+
+    /// Ends the receiving once so much came that the echo of it is the last; `go_on` sees to the rest.
+    fn mind_end(&mut self, slot: usize, length: usize) {
+        let connection = &mut self.connections[slot];
+        connection.received += length;
+        connection.ended |= connection.received >= self.close_after;
     }
 
     /// Large messages go through large buffers, one at a time.
@@ -542,6 +567,7 @@ impl Connection {
             lease: None,
             outgoing: Vec::new(),
             gathered: Vec::new(),
+            received: 0,
             ended: false,
             closing: false,
         }

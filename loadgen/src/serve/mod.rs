@@ -1,8 +1,9 @@
-//! Servers to be measured: an echo on the library, an opponent of it, or any other program.
+//! Servers to be measured: one on the library, an opponent of it, or any other program.
 
 mod foreign;
 mod library;
 mod opponent;
+mod service;
 
 use std::{
     io::{self, BufRead, Write as _},
@@ -11,6 +12,7 @@ use std::{
 
 use nix::sys::{prctl, signal::Signal};
 
+pub(crate) use self::service::{Service, Way};
 use crate::{
     cli::ServeArgs,
     control::{self, Command, Mark, Report, ServerStats},
@@ -43,14 +45,15 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<(), Error> {
 }
 
 fn listen_and_run(args: &ServeArgs) -> Result<(), Error> {
+    let service = args.service()?;
     if let Some(cpu) = args.cpu {
         pinning::pin(cpu)?;
     }
     machine::raise_descriptor_limit();
     match &args.command {
         Some(hired) => foreign::serve(args, hired),
-        None if args.backend.kind.is_raw() => opponent::serve(args),
-        None => library::serve(args),
+        None if args.backend.kind.is_raw() => opponent::serve(args, service),
+        None => library::serve(args, service),
     }
 }
 
@@ -74,8 +77,8 @@ fn conclude(args: &ServeArgs, stats: ServerStats) {
     }
 }
 
-fn announce(server: &str, address: SocketAddr) {
-    let text = format!("echo on tcp://{address}, {server}\nStop it with Ctrl-C.\n");
+fn announce(way: Way, server: &str, address: SocketAddr) {
+    let text = format!("{} on tcp://{address}, {server}\nStop it with Ctrl-C.\n", way.name());
     // Nobody may be reading, which is no reason not to serve.
     let _ = io::stdout().write_all(text.as_bytes());
 }

@@ -15,7 +15,7 @@ use nix::sys::{
     },
 };
 
-use super::{Served, announce, obey, report};
+use super::{Served, Service, announce, obey, report};
 use crate::{
     cli::ServeArgs,
     control::{Identity, Mark, Report, ServerStats},
@@ -26,7 +26,7 @@ use crate::{
 /// As many as the library lets wait.
 const BACKLOG: i32 = 1024;
 
-pub(super) fn serve(args: &ServeArgs) -> Result<(), Error> {
+pub(super) fn serve(args: &ServeArgs, service: Service) -> Result<(), Error> {
     let address = SocketAddr::new(args.host, args.port);
     let listener = open(address).map_err(|error| {
         Error::machine(format!("cannot listen on {address}: {error}; choose another port"))
@@ -44,10 +44,10 @@ pub(super) fn serve(args: &ServeArgs) -> Result<(), Error> {
         report(&Report::Ready { identity: identity(args), port: bound.port() });
         thread::spawn(move || obey(opponent));
     } else {
-        announce(&format!("{}, written by hand", args.backend), bound);
+        announce(service.way, &format!("{}, written by hand", args.backend), bound);
         await_signal(opponent)?;
     }
-    let error = raw::serve(prepared, args.backend, listener, &tallies);
+    let error = raw::serve(prepared, args.backend, service.close_after, listener, &tallies);
     Err(Error::internal(format!("the {} server ended: {error}", args.backend)))
 }
 

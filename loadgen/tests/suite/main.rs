@@ -8,4 +8,5 @@ mod idle;
 mod open_loop;
 mod reports;
 mod selftest;
+mod serve;
 mod wrong_servers;
