@@ -18,7 +18,7 @@ use crate::{
     pinning::Cpus,
     point::Point,
     result::{Cell, Costs, Counts, Idle, Latency, Paced},
-    serve::Service,
+    serve::{Service, Way},
     spec::{Remote, Row},
     validity,
 };
@@ -47,7 +47,7 @@ pub(crate) fn run(
     let row = &settings.rows[place.row];
     let mut cell = Cell::new(row.to_string(), place);
     let outcome = match row {
-        Row::Backend(_) | Row::Hired(_) => Server::start(row, Service::default(), cpus.server)
+        Row::Backend(_) | Row::Hired(_) => Server::start(row, service(settings, place), cpus.server)
             .and_then(|server| measure_child(settings, place, server, interrupt, &mut cell)),
         Row::Remote(remote) => resolve(remote, settings.timeout)
             .and_then(|target| measure_remote(settings, place, target, interrupt, &mut cell)),
@@ -126,6 +126,13 @@ fn load(settings: &Settings, place: &Place, target: SocketAddr) -> Result<Load, 
         client,
         stall: settings.client_stall,
     })
+}
+
+/// What a server of the library or an opponent is to do.
+fn service(settings: &Settings, place: &Place) -> Service {
+    let way = if settings.manner.mode == Mode::Push { Way::Push } else { Way::Echo };
+    let closes = settings.manner.close == Some(Close::Server);
+    Service { way, close_after: if closes { place.point.size.largest() } else { 0 } }
 }
 
 fn dialogue(settings: &Settings, row: &Row, target: SocketAddr) -> Result<Dialogue, Error> {

@@ -60,11 +60,15 @@ impl Document {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Recorded {
     pub(crate) mode: String,
+    #[serde(default)]
     /// How connections end; null unless they come and go.
     pub(crate) close: Option<String>,
+    #[serde(default)]
     /// The path of a GET; null unless HTTP is spoken.
     pub(crate) http: Option<String>,
+    #[serde(default)]
     pub(crate) think_seconds: f64,
+    #[serde(default)]
     pub(crate) ramp_seconds: f64,
     pub(crate) command: String,
     pub(crate) rows: Vec<String>,
@@ -241,7 +245,9 @@ pub(crate) struct Counts {
     pub(crate) requests: u64,
     pub(crate) requests_all_phases: u64,
     pub(crate) bytes_each_way: u64,
+    #[serde(default)]
     pub(crate) bytes_sent_all_phases: u64,
+    #[serde(default)]
     pub(crate) connections_made: u64,
     pub(crate) connections_asked: usize,
     pub(crate) connections_alive: usize,
