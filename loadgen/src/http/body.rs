@@ -57,7 +57,7 @@ pub(super) struct Chunks {
     place: Place,
     /// The size of the chunk, then what is still to come of its data.
     left: u64,
-    /// Bytes of the line so far, or of all trailers.
+    /// Bytes of framing since a size was read: of one line, or of all trailers.
     line: u32,
 }
 
@@ -109,7 +109,7 @@ impl Chunks {
             (Place::Extension, byte) if byte != b'\n' => Ok(Place::Extension),
             (Place::SizeEnd, b'\n') => Ok(self.sized()),
             (Place::DataReturn, b'\r') => Ok(Place::DataEnd),
-            (Place::DataEnd, b'\n') => Ok(self.next_chunk()),
+            (Place::DataEnd, b'\n') => Ok(Place::Size { digits: 0 }),
             (Place::Trailers, b'\r') => Ok(Place::LastEnd),
             (Place::Trailer, b'\r') => Ok(Place::TrailerEnd),
             (Place::Trailers | Place::Trailer, byte) if byte != b'\n' => Ok(Place::Trailer),
@@ -139,11 +139,6 @@ impl Chunks {
     fn sized(&mut self) -> Place {
         self.line = 0;
         if self.left == 0 { Place::Trailers } else { Place::Data }
-    }
-
-    fn next_chunk(&mut self) -> Place {
-        self.line = 0;
-        Place::Size { digits: 0 }
     }
 }
 
