@@ -45,7 +45,7 @@ pub(crate) fn run(
     interrupt: &Interrupt,
 ) -> (Cell, Option<Error>) {
     let row = &settings.rows[place.row];
-    let mut cell = Cell::new(row.to_string(), place);
+    let mut cell = Cell::new(settings.row_name(place.row), place);
     let outcome = match row {
         Row::Backend(_) | Row::Hired(_) => Server::start(row, service(settings, place), cpus.server)
             .and_then(|server| measure_child(settings, place, server, interrupt, &mut cell)),

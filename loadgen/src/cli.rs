@@ -17,8 +17,9 @@ use crate::{
     report::ReportArgs,
     selftest::SelftestArgs,
     serve::{Service, Way},
+    slo::Objective,
     spec::{Hired, Kind, Remote, Row, Spec},
-    units,
+    stats, units,
     verdict::{self, Metric},
 };
 
@@ -28,11 +29,21 @@ Exit codes:
   1    internal: loadgen or the server child it started failed
   2    usage: the command line was refused before anything was tried
   3    the machine or the network cannot: a limit, a port in use, a target out of reach
-  4    reserved for objectives and gates
+  4    an objective (--slo) was not met
   5    verification failed: a reply was corrupted, foreign, repeated, late or missing,
        or a server was not what its row says
   6    with --strict: a cell stayed spoiled, or the verdict is inconclusive
   130  interrupted: the partial result is written and marked";
+
+const ROUNDS: usize = 12;
+/// A disturbance of a shared machine lasts for a second or so: many short rounds feel it less than a few long ones.
+const QUICK_ROUNDS: usize = 40;
+
+/// A window, and the load before it.
+type Length = (Duration, Duration);
+const USUAL: Length = (Duration::from_secs(5), Duration::from_secs(1));
+const QUICK: Length = (Duration::from_millis(100), Duration::from_millis(50));
+const SEARCH: Length = (Duration::from_secs(1), Duration::from_millis(200));
 
 /// More rounds would only make the exact distribution slow to compute.
 pub(crate) const ROUNDS_MAX: usize = 200;
@@ -62,6 +73,8 @@ pub(crate) enum Command {
     Compare(CompareArgs),
     /// Measure one target: a backend, or a server that runs already
     Run(RunArgs),
+    /// Find the highest rate at which each row meets --slo, and compare these rates
+    Search(SearchArgs),
     /// Hold idle connections: what each costs server, client and kernel, and whether they still live
     Idle(IdleArgs),
     /// Measure the instrument: the client's ceiling and lag, the noise of comparing a server with itself, and
@@ -87,10 +100,10 @@ pub(crate) struct CompareArgs {
     /// byte, or with --http speak HTTP; may be repeated
     #[arg(long, value_name = "NAME=COMMAND")]
     server: Vec<Hired>,
-    /// About a minute in all: 6 rounds of 1 s after 200 ms of warm-up, unless said otherwise
+    /// About a minute in all: 40 rounds of 100 ms after 50 ms of warm-up, unless said otherwise
     #[arg(long)]
     quick: bool,
-    /// Rounds, fixed beforehand; a verdict takes at least 6 [default: 12, quick: 6]
+    /// Rounds, fixed beforehand; a verdict takes at least 6 [default: 12, quick: 40]
     #[arg(long, value_name = "N", value_parser = rounds)]
     rounds: Option<usize>,
     /// Order of the rows within a round
@@ -102,6 +115,10 @@ pub(crate) struct CompareArgs {
     /// Smallest effect that counts as a difference
     #[arg(long, value_name = "EFFECT", default_value = "2%", value_parser = units::effect)]
     min_effect: f64,
+    /// One more row, the baseline again: what it seems to differ by is the noise floor, and no smaller
+    /// effect counts as a difference
+    #[arg(long)]
+    control: bool,
     #[command(flatten)]
     load: LoadArgs,
 }
@@ -118,6 +135,37 @@ pub(crate) struct RunArgs {
     /// Another program to measure instead, in a fresh process: 'name=command {port}'
     #[arg(long, value_name = "NAME=COMMAND")]
     server: Option<Hired>,
+    #[command(flatten)]
+    load: LoadArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_long_help = EXIT_CODES,
+    args_override_self = true,
+    long_about = "Find the highest rate at which each row meets all of --slo, and compare these rates.\n\n\
+                  In every round each row is asked as fast as it can answer, and then, by the clock, at rates\n\
+                  between a 64th of that and all of it, halving the distance until it is 2 %."
+)]
+pub(crate) struct SearchArgs {
+    /// Rows, as for compare [default: io_uring,epoll,threads, without --server]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    backend: Vec<Spec>,
+    /// Another program as a row: 'name=command {port}'; may be repeated
+    #[arg(long, value_name = "NAME=COMMAND")]
+    server: Vec<Hired>,
+    /// Rounds, fixed beforehand; a verdict takes at least 6
+    #[arg(long, value_name = "N", default_value_t = stats::ROUNDS_MIN, value_parser = rounds)]
+    rounds: usize,
+    /// Order of the rows within a round
+    #[arg(long, value_enum, default_value_t = Order::Balanced)]
+    order: Order,
+    /// Row that the others are compared with [default: epoll if it is a row, else the last row]
+    #[arg(long, value_name = "ROW")]
+    baseline: Option<String>,
+    /// Smallest effect that counts as a difference
+    #[arg(long, value_name = "EFFECT", default_value = "2%", value_parser = units::effect)]
+    min_effect: f64,
     #[command(flatten)]
     load: LoadArgs,
 }
@@ -140,10 +188,10 @@ struct LoadArgs {
     /// Connections, a list [default: 64,1k, idle: 1k]
     #[arg(short, long, value_name = "LIST", value_delimiter = ',', value_parser = units::count)]
     connections: Vec<usize>,
-    /// Length of the window that counts, or in which connections are idle [default: 5s, quick: 1s]
+    /// Length of the window that counts, or in which connections are idle [default: 5s, quick: 100ms, search: 1s]
     #[arg(short, long, value_name = "TIME", value_parser = units::duration)]
     duration: Option<Duration>,
-    /// Load before the window [default: 1s, quick: 200ms]
+    /// Load before the window [default: 1s, quick: 50ms, search: 200ms]
     #[arg(long, value_name = "TIME", value_parser = units::duration_or_zero)]
     warmup: Option<Duration>,
     /// Requests a second over all connections, arriving by the clock (an open loop: latency counts from the
@@ -177,6 +225,10 @@ struct LoadArgs {
     /// How much of every reply is compared with what was sent
     #[arg(long, value_enum, default_value_t = Verify::Full)]
     verify: Verify,
+    /// What every row is to keep, such as response.p99<2ms or rps>100k, else exit with 4; may be repeated.
+    /// latency, response (of an open loop, like the two next), service or lag; mean, p50, p90, p99, p999 or max
+    #[arg(long, value_name = "OBJECTIVE")]
+    slo: Vec<Objective>,
     /// Exit with 6 if a cell stayed spoiled or the verdict is inconclusive
     #[arg(long)]
     strict: bool,
@@ -263,6 +315,10 @@ pub(crate) struct Settings {
     pub(crate) rounds: usize,
     pub(crate) order: Order,
     pub(crate) min_effect: f64,
+    /// Whether the last row is the baseline again.
+    pub(crate) control: bool,
+    /// What every row is to keep.
+    pub(crate) objectives: Vec<Objective>,
     pub(crate) points: Vec<Point>,
     pub(crate) duration: Duration,
     pub(crate) warmup: Duration,
@@ -294,6 +350,21 @@ impl Settings {
         point.rate.map(|rate| Pacing { rate: rate as f64, arrival, pace })
     }
 
+    /// The name of a row. The control stands for the baseline, but is not it.
+    pub(crate) fn row_name(&self, row: usize) -> String {
+        let again = self.control && row + 1 == self.rows.len();
+        format!("{}{}", self.rows[row], if again { " again" } else { "" })
+    }
+
+    pub(crate) fn row_names(&self) -> Vec<String> {
+        (0..self.rows.len()).map(|row| self.row_name(row)).collect()
+    }
+
+    /// Whether the rate itself is what is looked for.
+    pub(crate) fn is_search(&self) -> bool {
+        self.command == "search"
+    }
+
     /// Whether some of the points are open loops.
     pub(crate) fn is_paced(&self) -> bool {
         self.points.iter().any(|point| point.rate.is_some())
@@ -301,7 +372,11 @@ impl Settings {
 
     /// What the verdict rests on: at a given rate, what it costs.
     pub(crate) fn primary_metric(&self) -> Metric {
-        if self.is_paced() { Metric::ServerCpuPerRequest } else { Metric::Rps }
+        match () {
+            () if self.is_search() => Metric::SloRate,
+            () if self.is_paced() => Metric::ServerCpuPerRequest,
+            () => Metric::Rps,
+        }
     }
 }
 
@@ -325,9 +400,32 @@ impl CompareArgs {
         let rows = distinct(rows)?;
         let names: Vec<String> = rows.iter().map(ToString::to_string).collect();
         let baseline = baseline(&names, self.baseline.as_deref())?;
-        let rounds = self.rounds.unwrap_or(if self.quick { crate::stats::ROUNDS_MIN } else { 12 });
-        let mut settings = self.load.settings("compare", rows, self.quick)?;
+        let rounds = self.rounds.unwrap_or(if self.quick { QUICK_ROUNDS } else { ROUNDS });
+        let length = if self.quick { QUICK } else { USUAL };
+        let mut settings = self.load.settings("compare", rows, length)?;
+        if self.control {
+            settings.rows.push(settings.rows[baseline].clone());
+            settings.control = true;
+        }
         (settings.baseline, settings.rounds, settings.order) = (baseline, rounds, self.order);
+        settings.min_effect = self.min_effect;
+        Ok(settings)
+    }
+}
+
+impl SearchArgs {
+    pub(crate) fn settings(self) -> Result<Settings, Error> {
+        if self.load.slo.is_empty() {
+            return Err(Error::usage("search needs what is to be kept: --slo 'response.p99<2ms'"));
+        }
+        if self.load.rate.is_some() {
+            return Err(Error::usage("search finds the rate itself: leave out --rate"));
+        }
+        let rows = distinct(rows(self.backend, self.server))?;
+        let names: Vec<String> = rows.iter().map(ToString::to_string).collect();
+        let baseline = baseline(&names, self.baseline.as_deref())?;
+        let mut settings = self.load.settings("search", rows, SEARCH)?;
+        (settings.baseline, settings.rounds, settings.order) = (baseline, self.rounds, self.order);
         settings.min_effect = self.min_effect;
         Ok(settings)
     }
@@ -344,7 +442,7 @@ impl IdleArgs {
             self.load.connections = vec![1_000];
         }
         let rows = distinct(rows(self.backend, self.server))?;
-        let mut settings = self.load.settings("idle", rows, false)?;
+        let mut settings = self.load.settings("idle", rows, USUAL)?;
         settings.warmup = Duration::ZERO;
         Ok(settings)
     }
@@ -388,13 +486,13 @@ impl RunArgs {
                 ));
             }
         };
-        self.load.settings("run", vec![row], false)
+        self.load.settings("run", vec![row], USUAL)
     }
 }
 
 impl LoadArgs {
-    fn settings(self, command: &'static str, rows: Vec<Row>, quick: bool) -> Result<Settings, Error> {
-        let (duration, warmup) = if quick { (1000, 200) } else { (5000, 1000) };
+    fn settings(self, command: &'static str, rows: Vec<Row>, length: Length) -> Result<Settings, Error> {
+        let (duration, warmup) = length;
         if let Some(twice) =
             self.connections.iter().enumerate().find(|(at, c)| self.connections[..*at].contains(c))
         {
@@ -411,6 +509,18 @@ impl LoadArgs {
         let point = |connections| Point { connections, size: size.clone(), pipeline, rate };
         let points: Vec<Point> = connections.into_iter().map(point).collect();
         points.iter().try_for_each(|point| manner.check(point))?;
+        // A search makes open loops of them.
+        let paced = rate.is_some() || command == "search";
+        if let Some(objective) = self.slo.iter().find(|objective| objective.needs_rate() && !paced) {
+            return Err(Error::usage(format!(
+                "--slo {objective} is about an open loop: add --rate, or write it as latency"
+            )));
+        }
+        if command == "search" {
+            // Whatever contradicts a rate contradicts a search.
+            let paced = |point: &Point| manner.check(&Point { rate: Some(1), ..point.clone() });
+            points.iter().try_for_each(paced)?;
+        }
         Ok(Settings {
             command,
             rows,
@@ -418,9 +528,11 @@ impl LoadArgs {
             rounds: 1,
             order: Order::Given,
             min_effect: verdict::MIN_EFFECT,
+            control: false,
+            objectives: self.slo,
             points,
-            duration: self.duration.unwrap_or(Duration::from_millis(duration)),
-            warmup: self.warmup.unwrap_or(Duration::from_millis(warmup)),
+            duration: self.duration.unwrap_or(duration),
+            warmup: self.warmup.unwrap_or(warmup),
             arrival: self.arrival.unwrap_or(Arrival::Poisson),
             pace: self.pace.unwrap_or(Pace::Sleep),
             manner,
@@ -487,7 +599,7 @@ mod tests {
     #[test]
     fn quick_shortens_what_was_not_said() {
         let settings = CompareArgs::quick().settings().expect("valid");
-        assert_eq!((settings.rounds, settings.duration), (6, Duration::from_secs(1)));
+        assert_eq!((settings.rounds, settings.duration), (40, Duration::from_millis(100)));
         let connections: Vec<usize> = settings.points.iter().map(|point| point.connections).collect();
         assert_eq!(connections, [64, 1000]);
         let settings = compare(&["--quick", "-d", "3s", "--rounds", "8"]).expect("valid");

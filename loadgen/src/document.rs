@@ -15,6 +15,7 @@ use crate::{
     output::RESULT,
     point::Point,
     result::{Document, SCHEMA},
+    verdict::Metric,
 };
 
 /// Many times what the longest run writes.
@@ -132,7 +133,12 @@ fn contradiction(document: &Document) -> Option<String> {
     if !settings.rows.contains(&settings.baseline) {
         return Some("its baseline is none of its rows".into());
     }
-    let known = |point: &Point| settings.points.contains(point);
+    // A search tries rates of its own.
+    let search = settings.primary_metric == Metric::SloRate;
+    let known = |point: &Point| {
+        let plain = Point { rate: point.rate.filter(|_| !search), ..point.clone() };
+        settings.points.contains(&plain)
+    };
     if settings.points.is_empty()
         || settings.points.iter().any(|point| point.connections == 0 || point.pipeline == 0)
     {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// How the process ends. Code 4 belongs to service-level objectives and gates.
+/// How the process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
     /// Everything that was asked for was done.
@@ -13,6 +13,8 @@ pub(crate) enum Exit {
     Usage = 2,
     /// The machine or the network cannot do what was asked.
     Machine = 3,
+    /// An objective was not met, or a gate failed.
+    Unmet = 4,
     /// A reply was wrong, foreign, repeated or missing, or a server was not what its row says.
     Verification = 5,
     /// With `--strict`: the run is invalid or its verdict inconclusive.

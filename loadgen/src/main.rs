@@ -17,6 +17,7 @@ mod machine;
 mod measure;
 mod message;
 mod mode;
+mod objectives;
 mod output;
 mod pinning;
 mod plan;
@@ -24,9 +25,11 @@ mod point;
 mod raw;
 mod report;
 mod result;
+mod search;
 mod selftest;
 mod serve;
 mod session;
+mod slo;
 mod spec;
 mod stats;
 mod summary;
@@ -60,6 +63,7 @@ fn run() -> Result<Exit, Error> {
         None => session::measure(&CompareArgs::quick().settings()?),
         Some(Command::Compare(args)) => session::measure(&args.settings()?),
         Some(Command::Run(args)) => session::measure(&args.settings()?),
+        Some(Command::Search(args)) => session::measure(&args.settings()?),
         Some(Command::Idle(args)) => session::measure(&args.settings()?),
         Some(Command::Selftest(args)) => selftest::run(&args),
         Some(Command::Report(args)) => report::again(&args),

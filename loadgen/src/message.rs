@@ -158,7 +158,7 @@ pub(crate) fn diagnose(connection: u32, due: u64, expected: &[u8], got: &[u8]) -
 }
 
 /// The connection and sequence of a whole message whose checksum holds.
-fn intact(got: &[u8]) -> Option<(u32, u64)> {
+pub(crate) fn intact(got: &[u8]) -> Option<(u32, u64)> {
     let length = u32_at(got.get(..HEADER_BYTES)?, 16) as usize;
     let (header, payload) = got.get(..length.max(HEADER_BYTES))?.split_at(HEADER_BYTES);
     let holds =

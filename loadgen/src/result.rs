@@ -17,6 +17,8 @@ use crate::{
     measure::TcpTrouble,
     pinning::Cpus,
     point::Point,
+    slo::{Measured, Objective},
+    stats::Estimate,
     verdict::{Metric, Verdict},
 };
 
@@ -42,6 +44,9 @@ pub(crate) struct Document {
     /// Row names by round, in the order in which they ran.
     pub(crate) plan: Vec<Vec<String>>,
     pub(crate) cells: Vec<Cell>,
+    /// What a search has found; empty for other commands.
+    #[serde(default)]
+    pub(crate) found: Vec<Found>,
     pub(crate) comparisons: Vec<Comparison>,
     pub(crate) summary: Option<Summary>,
 }
@@ -77,6 +82,12 @@ pub(crate) struct Recorded {
     pub(crate) rounds: usize,
     pub(crate) order: String,
     pub(crate) min_effect: f64,
+    /// The row that is the baseline again; null without one.
+    #[serde(default)]
+    pub(crate) control: Option<String>,
+    /// What every row is to keep.
+    #[serde(default)]
+    pub(crate) objectives: Vec<Objective>,
     pub(crate) points: Vec<Point>,
     pub(crate) duration_seconds: f64,
     pub(crate) warmup_seconds: f64,
@@ -101,12 +112,14 @@ impl Recorded {
             think_seconds: settings.manner.think.as_secs_f64(),
             ramp_seconds: settings.manner.ramp.as_secs_f64(),
             command: settings.command.into(),
-            rows: settings.rows.iter().map(ToString::to_string).collect(),
-            baseline: settings.rows[settings.baseline].to_string(),
+            rows: settings.row_names(),
+            baseline: settings.row_name(settings.baseline),
             primary_metric: settings.primary_metric(),
             rounds: settings.rounds,
             order: settings.order.name().into(),
             min_effect: settings.min_effect,
+            control: settings.control.then(|| settings.row_name(settings.rows.len() - 1)),
+            objectives: settings.objectives.clone(),
             points: settings.points.clone(),
             duration_seconds: settings.duration.as_secs_f64(),
             warmup_seconds: settings.warmup.as_secs_f64(),
@@ -137,6 +150,19 @@ impl Recorded {
     }
 }
 
+/// The highest rate at which a row met the objectives, in one round.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Found {
+    pub(crate) row: String,
+    pub(crate) round: usize,
+    #[serde(flatten)]
+    pub(crate) point: Point,
+    /// Requests a second in a closed loop.
+    pub(crate) peak: f64,
+    /// null if they were not met at any rate that was tried.
+    pub(crate) slo_rate: Option<u64>,
+}
+
 /// As the command line spells it.
 fn word(value: impl ValueEnum) -> Option<String> {
     value.to_possible_value().map(|value| value.get_name().to_owned())
@@ -151,6 +177,9 @@ pub(crate) struct Cell {
     pub(crate) point: Point,
     /// Whether it repeats a spoiled cell.
     pub(crate) repeat: bool,
+    /// Whether it only asks what a rate does; what it tells is in `found`.
+    #[serde(default)]
+    pub(crate) probe: bool,
     /// Whether a check failed, so that it counts for nothing.
     pub(crate) spoiled: bool,
     pub(crate) server: Option<Identity>,
@@ -185,6 +214,7 @@ impl Cell {
             round: place.round,
             point: place.point.clone(),
             repeat: place.repeat,
+            probe: false,
             spoiled: false,
             server: None,
             window_opened_unix_seconds: None,
@@ -215,7 +245,20 @@ impl Cell {
 
     /// Whether its figures may be compared.
     pub(crate) fn counts_for_comparison(&self) -> bool {
-        self.error.is_none() && !self.spoiled
+        self.error.is_none() && !self.spoiled && !self.probe
+    }
+
+    /// Whether it tells what its rate does: it was not spoiled, and nothing was left unsent.
+    pub(crate) fn counts_as_probe(&self) -> bool {
+        self.error.is_none()
+            && !self.spoiled
+            && self.checks.iter().all(|check| check.passed || check.name != "rate_kept")
+    }
+
+    /// What objectives are about.
+    pub(crate) fn measured(&self) -> Measured<'_> {
+        let measured = Measured { rps: self.rps, latency: self.fair_latency(), ..Measured::default() };
+        measured.with_paced(self.paced.as_ref())
     }
 
     /// Whether the latency leaves out the slowest: a server that lets some connections wait serves the
@@ -236,6 +279,7 @@ impl Cell {
             Metric::ServerCpuPerRequest => self.costs.server_cpu_us_per_request,
             Metric::TotalCpuPerRequest => self.costs.total_cpu_us_per_request,
             Metric::SyscallsPerRequest => self.costs.syscalls_per_request,
+            Metric::SloRate => None,
         }
     }
 }
@@ -387,15 +431,59 @@ pub(crate) struct Comparison {
     pub(crate) rounds: usize,
     pub(crate) ratios: Vec<f64>,
     pub(crate) verdict: Verdict,
+    /// By how much the control seems to differ from the baseline at most; null without one.
+    #[serde(default)]
+    pub(crate) noise_floor: Option<f64>,
     /// Whether the run's verdict rests on it.
     #[serde(default)]
     pub(crate) primary: bool,
 }
 
-/// The four lines below the table.
+fn yes() -> bool {
+    true
+}
+
+impl Comparison {
+    pub(crate) fn new(
+        metric: Metric,
+        (a, b): (&str, &str),
+        point: &Point,
+        estimate: &Estimate,
+        ratios: Vec<f64>,
+        verdict: Verdict,
+        primary: bool,
+    ) -> Self {
+        Self {
+            metric,
+            a: a.into(),
+            b: b.into(),
+            point: point.clone(),
+            ratio: estimate.ratio,
+            low: estimate.interval.map(|(low, _)| low),
+            high: estimate.interval.map(|(_, high)| high),
+            p: estimate.p,
+            rounds: ratios.len(),
+            ratios,
+            verdict,
+            noise_floor: None,
+            primary,
+        }
+    }
+
+    pub(crate) fn estimate(&self) -> Estimate {
+        Estimate { ratio: self.ratio, interval: self.low.zip(self.high), p: self.p }
+    }
+}
+
+/// The lines below the table.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Summary {
     pub(crate) verdict: Option<String>,
+    /// null without objectives.
+    #[serde(default)]
+    pub(crate) objectives: Option<String>,
+    #[serde(default = "yes")]
+    pub(crate) objectives_met: bool,
     pub(crate) verified: String,
     pub(crate) valid: String,
     /// Whether `--strict` would pass.

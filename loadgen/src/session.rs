@@ -11,8 +11,10 @@ use crate::{
     output::Output,
     pinning::{self, Cpus},
     plan,
+    point::Point,
     report::{self, text},
-    result::{Check, Document, Recorded, SCHEMA},
+    result::{Check, Document, Found, Recorded, SCHEMA},
+    search::Bisection,
     summary,
 };
 
@@ -55,7 +57,7 @@ impl<'a> Session<'a> {
         machine: Machine,
     ) -> Self {
         let plan = plan::rounds(settings.order, settings.rows.len(), settings.rounds, settings.seed);
-        let named = |round: &Vec<usize>| round.iter().map(|row| settings.rows[*row].to_string()).collect();
+        let named = |round: &Vec<usize>| round.iter().map(|row| settings.row_name(*row)).collect();
         let document = Document {
             schema: SCHEMA.into(),
             complete: false,
@@ -70,6 +72,7 @@ impl<'a> Session<'a> {
             settings: Recorded::of(settings, cpus),
             plan: plan.iter().map(named).collect(),
             cells: Vec::new(),
+            found: Vec::new(),
             comparisons: Vec::new(),
             summary: None,
         };
@@ -79,20 +82,47 @@ impl<'a> Session<'a> {
     /// Rounds outside, points within: a drift of the machine meets all of them alike.
     fn carry_out(&mut self) -> Result<(), Error> {
         report::progress(&text::opening(self.settings, self.cpus));
+        let names = self.settings.row_names();
         for (index, rows) in self.plan.clone().into_iter().enumerate() {
             for point in &self.settings.points {
                 for row in &rows {
                     let place = Place { round: index + 1, row: *row, point: point.clone(), repeat: false };
-                    self.measure_cell(place)?;
+                    if self.settings.is_search() {
+                        self.search(place, &names[*row])?;
+                    } else {
+                        self.measure_cell(place)?;
+                    }
                 }
             }
         }
         Ok(())
     }
 
+    /// How fast a row answers at all, and then at which rate it meets the objectives.
+    fn search(&mut self, place: Place, row: &str) -> Result<(), Error> {
+        self.measure_cell(place.clone())?;
+        let peak = self.document.cells.last().and_then(|cell| cell.rps).unwrap_or(0.0);
+        let mut bisection = Bisection::below(peak);
+        while let Some(rate) = bisection.next() {
+            let point = Point { rate: Some(rate), ..place.point.clone() };
+            self.measure_cell(Place { point, ..place.clone() })?;
+            let met = self.document.cells.last().is_some_and(|cell| {
+                let objectives = &self.settings.objectives;
+                cell.counts_as_probe() && objectives.iter().all(|objective| objective.is_met(cell.measured()))
+            });
+            bisection.tell(rate, met);
+        }
+        let Place { round, point, .. } = place;
+        let found = Found { row: row.into(), round, point, peak, slo_rate: bisection.found() };
+        report::progress(&text::found(&found));
+        self.document.found.push(found);
+        Ok(())
+    }
+
     fn measure_cell(&mut self, place: Place) -> Result<(), Error> {
         let (mut cell, error) = cell::run(self.settings, &place, self.cpus, &self.interrupt);
         cell.spoiled = cell.checks.iter().any(Check::has_spoiled);
+        cell.probe = self.settings.is_search();
         let spoiled = cell.spoiled;
         report::progress(&text::progress(&cell, &self.document.settings));
         self.document.cells.push(cell);
@@ -114,6 +144,7 @@ impl<'a> Session<'a> {
         document.error = error.as_ref().map(ToString::to_string);
         document.finished = Some(now());
         summary::conclude(document);
+        let met = document.summary.as_ref().is_none_or(|summary| summary.objectives_met);
         let passes = document.summary.as_ref().is_some_and(|summary| summary.conclusive_and_valid);
         let path = self.output.result_path();
         let json = self.output.write_result(document)?;
@@ -125,6 +156,10 @@ impl<'a> Session<'a> {
         }
         match error {
             Some(error) => Err(with_remains(error, &path)),
+            None if !met => {
+                report::progress("loadgen: an objective was not met, see the line SLO");
+                Ok(Exit::Unmet)
+            }
             None if self.settings.strict && !passes => {
                 report::progress(
                     "loadgen: --strict: the run is invalid or inconclusive, see Verdict and Valid",

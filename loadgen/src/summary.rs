@@ -3,8 +3,10 @@
 use hdrhistogram::Histogram;
 
 use crate::{
+    objectives,
     point::{Distinction, Point},
-    result::{Cell, Comparison, Document, Latency, Paced, Recorded, Summary},
+    result::{Cell, Comparison, Document, Found, Latency, Paced, Recorded, Summary},
+    slo::Measured,
     stats,
     units::grouped,
     verdict::{Metric, Verdict},
@@ -62,6 +64,17 @@ impl Line {
     }
 }
 
+impl Line {
+    /// What objectives are about.
+    pub(crate) fn measured(&self) -> Measured<'_> {
+        let (service, lag) = match &self.paced {
+            Some(paced) => (paced.service.as_ref(), paced.lag.as_ref()),
+            None => (None, None),
+        };
+        Measured { rps: self.rps, latency: self.latency.as_ref(), service, lag }
+    }
+}
+
 /// Whether no round leaves out the slowest: with those that do left out in turn, the rest would be a choice by
 /// outcome.
 fn tells_latency(cells: &[&Cell]) -> bool {
@@ -111,7 +124,7 @@ pub(crate) struct Spread {
 /// Every metric that is available, of every row at every point.
 pub(crate) fn spreads(document: &Document) -> Vec<Spread> {
     let places = places(document).into_iter();
-    places
+    let of_cells = places
         .flat_map(|(row, point)| Metric::ALL.map(|metric| (row.clone(), point.clone(), metric)))
         .filter_map(|(row, point, metric)| {
             let cells: Vec<&Cell> = counted(&document.cells, &row, &point).collect();
@@ -119,12 +132,29 @@ pub(crate) fn spreads(document: &Document) -> Vec<Spread> {
                 return None;
             }
             let values: Vec<f64> = cells.iter().filter_map(|cell| cell.metric(metric)).collect();
-            let median = stats::median(&values)?;
-            let least = values.iter().copied().fold(f64::INFINITY, f64::min);
-            let greatest = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            Some(Spread { row, point, metric, rounds: values.len(), median, least, greatest })
-        })
-        .collect()
+            Spread::of(row, point, metric, &values)
+        });
+    of_cells.chain(spreads_of_found(document)).collect()
+}
+
+/// The rates that a search has found.
+fn spreads_of_found(document: &Document) -> impl Iterator<Item = Spread> {
+    let Document { settings, found, .. } = document;
+    let places = settings.points.iter().flat_map(|point| settings.rows.iter().map(move |row| (row, point)));
+    places.filter_map(move |(row, point)| {
+        let of_place = found.iter().filter(|found| found.row == *row && found.point == *point);
+        let values: Vec<f64> = of_place.filter_map(|found| found.slo_rate).map(|rate| rate as f64).collect();
+        Spread::of(row.clone(), point.clone(), Metric::SloRate, &values)
+    })
+}
+
+impl Spread {
+    fn of(row: String, point: Point, metric: Metric, values: &[f64]) -> Option<Self> {
+        let median = stats::median(values)?;
+        let least = values.iter().copied().fold(f64::INFINITY, f64::min);
+        let greatest = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        Some(Self { row, point, metric, rounds: values.len(), median, least, greatest })
+    }
 }
 
 /// The latency of every row at every point, all rounds added.
@@ -177,10 +207,57 @@ pub(crate) fn comparisons(settings: &Recorded, cells: &[Cell]) -> Vec<Comparison
         return Vec::new();
     }
     let pairs = settings.others().flat_map(|row| settings.points.iter().map(move |point| (row, point)));
-    pairs
+    let mut comparisons: Vec<Comparison> = pairs
         .flat_map(|(row, point)| Metric::ALL.map(|metric| (row, point, metric)))
         .filter_map(|(row, point, metric)| compare(settings, cells, row, point, metric))
-        .collect()
+        .collect();
+    if let Some(control) = &settings.control {
+        raise_to_noise(&mut comparisons, control, settings.min_effect);
+    }
+    comparisons
+}
+
+/// What the control seems to differ by is noise: no effect counts that is not larger.
+fn raise_to_noise(comparisons: &mut [Comparison], control: &str, min_effect: f64) {
+    let floors: Vec<(Point, Metric, f64)> = comparisons
+        .iter()
+        .filter(|comparison| comparison.a == control)
+        .filter_map(|comparison| {
+            let (low, high) = comparison.low.zip(comparison.high)?;
+            Some((comparison.point.clone(), comparison.metric, (high - 1.0).max(1.0 / low - 1.0)))
+        })
+        .collect();
+    for comparison in comparisons {
+        let of_same = |(point, metric, _): &&(Point, Metric, f64)| {
+            *point == comparison.point && *metric == comparison.metric
+        };
+        let Some((.., floor)) = floors.iter().find(of_same) else { continue };
+        comparison.noise_floor = Some(*floor);
+        if comparison.verdict != Verdict::RateNotKept {
+            comparison.verdict =
+                Verdict::of(comparison.metric, &comparison.estimate(), min_effect.max(*floor));
+        }
+    }
+}
+
+/// The rates that a search has found, against those of the baseline.
+fn compare_found(settings: &Recorded, found: &[Found]) -> Vec<Comparison> {
+    let pairs = settings.others().flat_map(|row| settings.points.iter().map(move |point| (row, point)));
+    pairs.filter_map(|(row, point)| compare_rates(settings, found, row, point)).collect()
+}
+
+fn compare_rates(settings: &Recorded, found: &[Found], a: &str, point: &Point) -> Option<Comparison> {
+    let b = settings.baseline.as_str();
+    let of_round = |row: &str, round| {
+        let of_place = |found: &&Found| found.row == row && found.point == *point && found.round == round;
+        found.iter().find(of_place)?.slo_rate.map(|rate| rate as f64)
+    };
+    let rounds = 1..=settings.rounds;
+    let ratios: Vec<f64> =
+        rounds.filter_map(|round| Some(of_round(a, round)? / of_round(b, round)?)).collect();
+    let estimate = stats::estimate(&ratios)?;
+    let verdict = Verdict::of(Metric::SloRate, &estimate, settings.min_effect);
+    Some(Comparison::new(Metric::SloRate, (a, b), point, &estimate, ratios, verdict, true))
 }
 
 fn compare(
@@ -199,24 +276,15 @@ fn compare(
     let ratios: Vec<f64> =
         (1..=settings.rounds).filter_map(|round| Some(of_round(a, round)? / of_round(b, round)?)).collect();
     let estimate = stats::estimate(&ratios)?;
-    Some(Comparison {
-        metric,
-        a: a.into(),
-        b: b.into(),
-        point: point.clone(),
-        ratio: estimate.ratio,
-        low: estimate.interval.map(|(low, _)| low),
-        high: estimate.interval.map(|(_, high)| high),
-        p: estimate.p,
-        rounds: ratios.len(),
-        ratios,
-        verdict: if mostly_fails(cells, a, point, RATE_KEPT) || mostly_fails(cells, b, point, RATE_KEPT) {
-            Verdict::RateNotKept
-        } else {
-            Verdict::of(metric, &estimate, settings.min_effect)
-        },
-        primary: metric == primary_metric(settings, cells, a, point),
-    })
+    let verdict = if mostly_fails(cells, a, point, RATE_KEPT) || mostly_fails(cells, b, point, RATE_KEPT) {
+        Verdict::RateNotKept
+    } else {
+        Verdict::of(metric, &estimate, settings.min_effect)
+    };
+    // A control is there for the others' sake.
+    let primary =
+        settings.control.as_deref() != Some(a) && metric == primary_metric(settings, cells, a, point);
+    Some(Comparison::new(metric, (a, b), point, &estimate, ratios, verdict, primary))
 }
 
 /// What the verdict rests on: the rate, unless the client was at its limit in most cells of the row or of the
@@ -242,7 +310,10 @@ fn mostly_fails(cells: &[Cell], row: &str, point: &Point, check: &str) -> bool {
 
 /// Compares what there is and says what it amounts to.
 pub(crate) fn conclude(document: &mut Document) {
-    document.comparisons = comparisons(&document.settings, &document.cells);
+    document.comparisons = match document.settings.primary_metric {
+        Metric::SloRate => compare_found(&document.settings, &document.found),
+        _ => comparisons(&document.settings, &document.cells),
+    };
     document.summary = Some(summarise(document));
 }
 
@@ -256,21 +327,37 @@ fn summarise(document: &Document) -> Summary {
         .iter()
         .all(|comparison| !matches!(comparison.verdict, Verdict::Inconclusive | Verdict::RateNotKept));
     let compared = settings.compares();
-    let enough = !compared || primary.len() == settings.others().count() * settings.points.len();
+    let others = settings.others().count() - usize::from(settings.control.is_some());
+    let enough = !compared || primary.len() == others * settings.points.len();
+    let objectives = if settings.primary_metric == Metric::SloRate {
+        objectives::of_search(document)
+    } else {
+        objectives::of_rows(document)
+    };
     Summary {
-        verdict: compared.then(|| verdict_sentence(&primary, Distinction::among(&settings.points))),
+        verdict: compared.then(|| verdict_sentence(document, &primary)),
+        objectives_met: objectives.iter().all(|objective| objective.is_met),
+        objectives: (!objectives.is_empty()).then(|| objectives::sentence(&objectives)),
         verified: verified_sentence(&settings.verify, cells),
         valid: valid_sentence(cells, &spoiled, *complete),
         conclusive_and_valid: *complete && spoiled.is_empty() && conclusive && enough,
     }
 }
 
-fn verdict_sentence(primary: &[&Comparison], distinction: Distinction) -> String {
+fn verdict_sentence(document: &Document, primary: &[&Comparison]) -> String {
     if primary.is_empty() {
         return "none: no round is whole.".into();
     }
+    let distinction = Distinction::among(&document.settings.points);
     let clauses: Vec<String> = primary.iter().map(|comparison| clause(comparison, distinction)).collect();
-    format!("{}.", clauses.join("; "))
+    format!("{}.{}", clauses.join("; "), noise(primary).unwrap_or_default())
+}
+
+/// How small an effect could have been told from noise, if a control says it.
+fn noise(primary: &[&Comparison]) -> Option<String> {
+    let floors = primary.iter().filter_map(|comparison| comparison.noise_floor);
+    let greatest = floors.reduce(f64::max)?;
+    Some(format!(" Effects below {:.1} % are noise here, as the control shows.", greatest * 100.0))
 }
 
 fn clause(comparison: &Comparison, distinction: Distinction) -> String {

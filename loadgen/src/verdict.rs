@@ -17,9 +17,12 @@ pub(crate) enum Metric {
     ServerCpuPerRequest,
     TotalCpuPerRequest,
     SyscallsPerRequest,
+    /// The highest rate at which the objectives are met.
+    SloRate,
 }
 
 impl Metric {
+    /// What every cell tells.
     pub(crate) const ALL: [Self; 6] = [
         Self::Rps,
         Self::P50,
@@ -38,15 +41,21 @@ impl Metric {
             Self::ServerCpuPerRequest => "server CPU a request",
             Self::TotalCpuPerRequest => "server and client CPU a request",
             Self::SyscallsPerRequest => "system calls a request",
+            Self::SloRate => "requests/s within the objectives",
         }
     }
 
     pub(crate) fn unit(self) -> &'static str {
         match self {
-            Self::Rps => "req/s",
+            Self::Rps | Self::SloRate => "req/s",
             Self::SyscallsPerRequest => "calls",
             _ => "us",
         }
+    }
+
+    /// Whether more of it is better.
+    pub(crate) fn is_rate(self) -> bool {
+        matches!(self, Self::Rps | Self::SloRate)
     }
 
     pub(crate) fn is_latency(self) -> bool {
@@ -55,7 +64,7 @@ impl Metric {
 
     fn verdicts(self) -> (Verdict, Verdict) {
         match self {
-            Self::Rps => (Verdict::Faster, Verdict::Slower),
+            _ if self.is_rate() => (Verdict::Faster, Verdict::Slower),
             Self::P50 | Self::P99 => (Verdict::Slower, Verdict::Faster),
             _ => (Verdict::Costlier, Verdict::Cheaper),
         }

@@ -141,6 +141,16 @@ impl Connection {
         self.asked.drain(..).count()
     }
 
+    /// Keeps what has come for later.
+    pub(super) fn keep(&mut self, bytes: &[u8]) {
+        self.suspect.extend_from_slice(bytes);
+    }
+
+    /// So many bytes of what was kept, once they are there.
+    pub(super) fn kept(&mut self, bytes: usize) -> Option<Vec<u8>> {
+        (self.suspect.len() >= bytes).then(|| self.suspect.drain(..bytes).collect())
+    }
+
     /// How many bytes of the reply are there.
     pub(super) fn received(&self) -> usize {
         self.received + self.suspect.len()

@@ -131,6 +131,10 @@ impl<W: Wire> Engine<'_, W> {
         let now = Instant::now();
         match self.load.dialogue {
             Dialogue::Http(_) => self.take_responses(slot, lease, now),
+            Dialogue::Push if self.phase == Phase::Ramp => {
+                let bytes = self.wire.received(lease).to_vec();
+                self.hear(slot, &bytes);
+            }
             Dialogue::Echo | Dialogue::Push => self.take_messages(slot, lease, now),
         }
         if self.load.churn.is_some() && self.connections[slot].asked.is_empty() {

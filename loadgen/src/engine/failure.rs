@@ -88,6 +88,15 @@ impl Failures {
         self.add("reply", "no_reply".into(), Error::verification(text));
     }
 
+    pub(super) fn unheard(&mut self, slot: usize, timeout: Duration) {
+        let text = format!(
+            "connection {slot}: nothing of what connection 0 has sent came to it within {}; the server must send \
+             every message to all connections, as `loadgen serve --as push` does",
+            humantime::format_duration(timeout)
+        );
+        self.add("reply", "no_reply".into(), Error::verification(text));
+    }
+
     pub(super) fn not_closed(&mut self, slot: usize, timeout: Duration) {
         let text = format!(
             "connection {slot}: the server did not close it within {}; does it close after a reply, and when the \

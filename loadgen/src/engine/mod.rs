@@ -10,6 +10,7 @@ pub(crate) mod buffers;
 mod connection;
 mod exchange;
 mod failure;
+mod hello;
 mod life;
 pub(crate) mod open_loop;
 mod readiness;
@@ -35,6 +36,7 @@ pub(crate) use self::failure::Failure;
 use self::{
     connection::{Connection, Stage},
     failure::Failures,
+    hello::Hello,
     open_loop::{OpenLoop, PacedCounts, Pacing, Random},
     readiness::Readiness,
     ring::Ring,
@@ -252,6 +254,7 @@ fn run_over(wire: impl Wire, load: &Load, watcher: &mut impl Watcher) -> Result<
         began: Instant::now(),
         ramped: 0,
         opening: VecDeque::new(),
+        hello: Hello::new(),
         connecting: 0,
         connected: 0,
         under_way: 0,
@@ -317,6 +320,7 @@ struct Engine<'a, W> {
     began: Instant,
     /// Connections that the ramp has come to.
     ramped: usize,
+    hello: Hello,
     /// Slots that wait for their turn to connect.
     opening: VecDeque<usize>,
     connecting: usize,
@@ -338,6 +342,9 @@ impl<W: Wire> Engine<'_, W> {
         loop {
             self.ramp_up();
             self.end_pauses();
+            if self.phase == Phase::Ramp {
+                self.greet(Instant::now());
+            }
             self.send_arrived();
             self.open_connections()?;
             self.rearm_parked();
@@ -377,8 +384,7 @@ impl<W: Wire> Engine<'_, W> {
     fn advance(&mut self, now: Instant, watcher: &mut impl Watcher) -> bool {
         let spent = now.duration_since(self.phase_began);
         match self.phase {
-            // With churn every connection is made when it is its turn to ask.
-            Phase::Ramp if self.connected == self.load.connections || self.load.churn.is_some() => {
+            Phase::Ramp if self.is_ramped() => {
                 self.counted.ramp = now.duration_since(self.began);
                 watcher.connected();
                 self.enter_phase(Phase::Warmup, now);
@@ -395,6 +401,12 @@ impl<W: Wire> Engine<'_, W> {
             _ => {}
         }
         false
+    }
+
+    /// Whether all connections are there. With churn each is made when it is its turn to ask.
+    fn is_ramped(&self) -> bool {
+        let all = self.connected == self.load.connections && self.is_introduced();
+        all || self.load.churn.is_some()
     }
 
     fn begin_asking(&mut self, now: Instant) {

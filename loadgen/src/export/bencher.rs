@@ -52,5 +52,6 @@ fn measure(metric: Metric) -> (&'static str, f64) {
         Metric::ServerCpuPerRequest => ("server-cpu-per-request", 1e3),
         Metric::TotalCpuPerRequest => ("total-cpu-per-request", 1e3),
         Metric::SyscallsPerRequest => ("syscalls-per-request", 1.0),
+        Metric::SloRate => ("throughput-within-slo", 1.0),
     }
 }

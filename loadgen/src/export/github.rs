@@ -21,17 +21,17 @@ struct Entry {
 }
 
 pub(super) fn bigger(document: &Document) -> String {
-    render(figures(document, |metric| metric == Metric::Rps))
+    render(figures(document, Metric::is_rate))
 }
 
 pub(super) fn smaller(document: &Document) -> String {
-    render(figures(document, |metric| metric != Metric::Rps))
+    render(figures(document, |metric| !metric.is_rate()))
 }
 
 /// The ratios of rates, of rows over their baseline.
 pub(super) fn ratios(document: &Document) -> String {
     let distinction = Distinction::among(&document.settings.points);
-    let comparisons = document.comparisons.iter().filter(|comparison| comparison.metric == Metric::Rps);
+    let comparisons = document.comparisons.iter().filter(|comparison| comparison.metric.is_rate());
     render(comparisons.map(|comparison| ratio(comparison, distinction)).collect())
 }
 

@@ -6,7 +6,8 @@ use crate::{
     cli::Settings,
     pinning::Cpus,
     point::{Distinction, Point},
-    result::{Cell, Comparison, Document, Idle, Latency, Recorded},
+    result::{Cell, Comparison, Document, Found, Idle, Latency, Recorded},
+    stats,
     summary::Line,
     units::{bytes, grouped},
     verdict::Metric,
@@ -20,7 +21,7 @@ const BOUND: &str = "*";
 
 /// What is about to happen.
 pub(crate) fn opening(settings: &Settings, cpus: Cpus) -> String {
-    let rows: Vec<String> = settings.rows.iter().map(ToString::to_string).collect();
+    let rows = settings.row_names();
     let cells = settings.rounds * settings.rows.len() * settings.points.len();
     let pinned = match (cpus.server, cpus.client) {
         (Some(server), Some(client)) => format!("server on CPU {server}, client on CPU {client}"),
@@ -57,6 +58,13 @@ pub(crate) fn progress(cell: &Cell, settings: &Recorded) -> String {
     }
 }
 
+/// What a search has found in one round.
+pub(crate) fn found(found: &Found) -> String {
+    let rate =
+        found.slo_rate.map_or("not met at any rate".into(), |rate| format!("met up to {}/s", grouped(rate)));
+    format!("  {} over {} connections: {rate}", found.row, grouped(found.point.connections as u64))
+}
+
 /// Tables, then the four lines.
 pub(crate) fn screen(document: &Document, path: &Path) -> String {
     let mut text = String::new();
@@ -76,6 +84,9 @@ pub(crate) fn screen(document: &Document, path: &Path) -> String {
         if let Some(verdict) = &summary.verdict {
             labelled(&mut text, "Verdict", verdict);
         }
+        if let Some(objectives) = &summary.objectives {
+            labelled(&mut text, "SLO", objectives);
+        }
         labelled(&mut text, "Verified", &summary.verified);
         labelled(&mut text, "Valid", &summary.valid);
     }
@@ -91,11 +102,14 @@ fn table(text: &mut String, document: &Document, point: &Point) {
     if settings.is_idle() {
         return idle(text, document, point);
     }
+    if settings.primary_metric == Metric::SloRate {
+        return searched(text, document, point);
+    }
     speed_heading(text, compared);
     for line in &lines {
         let ratio = match compared {
             true if line.row == settings.baseline => "1 (baseline)".into(),
-            true => ratio(&document.comparisons, &line.row, point),
+            true => ratio(&document.comparisons, Metric::Rps, &line.row, point),
             false => String::new(),
         };
         speed(text, line, &ratio);
@@ -160,6 +174,32 @@ fn cost(text: &mut String, line: &Line) {
         number(line.switches, 3),
         line.memory_bytes.map_or_else(|| MISSING.into(), bytes)
     );
+}
+
+fn searched(text: &mut String, document: &Document, point: &Point) {
+    let settings = &document.settings;
+    let _ = writeln!(
+        text,
+        "{:<NAME_WIDTH$}{:>14}{:>14}{:>24}",
+        "", "most req/s", "within SLO", "ratio [95 % interval]"
+    );
+    for row in &settings.rows {
+        let found = || document.found.iter().filter(|found| found.row == *row && found.point == *point);
+        let median = |values: Vec<f64>| number(stats::median(&values), 0);
+        let ratio = match settings.rows.len() > 1 {
+            true if *row == settings.baseline => "1 (baseline)".into(),
+            true => ratio(&document.comparisons, Metric::SloRate, row, point),
+            false => String::new(),
+        };
+        let _ = writeln!(
+            text,
+            "{}{:>14}{:>14}{ratio:>24}",
+            padded(row),
+            median(found().map(|found| found.peak).collect()),
+            median(found().filter_map(|found| found.slo_rate).map(|rate| rate as f64).collect())
+        );
+    }
+    text.push('\n');
 }
 
 fn idle(text: &mut String, document: &Document, point: &Point) {
@@ -240,10 +280,10 @@ fn microseconds(value: Option<f64>) -> String {
     }
 }
 
-fn ratio(comparisons: &[Comparison], row: &str, point: &Point) -> String {
-    let comparison = comparisons.iter().find(|comparison| {
-        comparison.metric == Metric::Rps && comparison.a == row && comparison.point == *point
-    });
+fn ratio(comparisons: &[Comparison], metric: Metric, row: &str, point: &Point) -> String {
+    let comparison = comparisons
+        .iter()
+        .find(|comparison| comparison.metric == metric && comparison.a == row && comparison.point == *point);
     let Some(comparison) = comparison else { return MISSING.into() };
     interval(comparison.ratio, comparison.low.zip(comparison.high))
 }
