@@ -5,6 +5,7 @@ use std::{net::IpAddr, path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
+    diff::DiffArgs,
     doctor::DoctorArgs,
     engine::open_loop::{Arrival, Pace, Pacing},
     error::Error,
@@ -29,7 +30,7 @@ Exit codes:
   1    internal: loadgen or the server child it started failed
   2    usage: the command line was refused before anything was tried
   3    the machine or the network cannot: a limit, a port in use, a target out of reach
-  4    an objective (--slo) was not met
+  4    an objective (--slo) was not met, or a gate of diff failed
   5    verification failed: a reply was corrupted, foreign, repeated, late or missing,
        or a server was not what its row says
   6    with --strict: a cell stayed spoiled, or the verdict is inconclusive
@@ -84,6 +85,8 @@ pub(crate) enum Command {
     Doctor(DoctorArgs),
     /// Show a result again, or export it
     Report(ReportArgs),
+    /// Compare two results: what changed, and whether it passes gates
+    Diff(DiffArgs),
     /// Run a server on a chosen backend: an echo, or one that sends what comes to all
     Serve(ServeArgs),
 }

@@ -60,7 +60,8 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
     Ok(bytes)
 }
 
-fn parse(bytes: &[u8]) -> Result<Document, String> {
+/// Reads the text of a result.
+pub(crate) fn parse(bytes: &[u8]) -> Result<Document, String> {
     let foreign = "no result of loadgen; name a result.json that it wrote, or the folder of a run";
     let mut value: Value =
         serde_json::from_slice(bytes).map_err(|error| format!("{foreign} (no whole JSON: {error})"))?;
@@ -88,13 +89,13 @@ fn broken(why: &str) -> String {
     format!("a broken result: {why}; it is not as loadgen wrote it, so take the original or repeat the run")
 }
 
-/// Before they had points, results had one size and one rate for the whole run.
+/// Before they had points, results had one size and one rate for the whole run, and each connection was made once.
 fn upgrade(document: &mut Value) -> Option<()> {
     let settings = document.get_mut("settings")?.as_object_mut()?;
     if settings.contains_key("points") {
         return None;
     }
-    let size = settings.get("size_bytes")?;
+    let size = settings.get("size_bytes")?.clone();
     let rate = settings.get("rate").and_then(Value::as_f64).map(|rate| rate as u64);
     let connections = settings.get("connections")?.as_array()?.iter();
     let point = |connections| json!({"connections": connections, "size": size, "pipeline": 1, "rate": rate});
@@ -102,7 +103,14 @@ fn upgrade(document: &mut Value) -> Option<()> {
     settings.insert("points".into(), points.into());
     for list in ["cells", "comparisons"] {
         for entry in document.get_mut(list)?.as_array_mut()? {
-            entry.as_object_mut()?.insert("rate".into(), rate.into());
+            let entry = entry.as_object_mut()?;
+            entry.insert("rate".into(), rate.into());
+            if let Some(counts) = entry.get_mut("counts").and_then(Value::as_object_mut) {
+                let sent = counts.get("requests_all_phases")?.as_u64()?.checked_mul(size.as_u64()?)?;
+                let made = counts.get("connections_asked")?.clone();
+                counts.insert("bytes_sent_all_phases".into(), sent.into());
+                counts.insert("connections_made".into(), made);
+            }
         }
     }
     Some(())
@@ -206,9 +214,17 @@ mod tests {
         for (old, new) in
             old["cells"].as_array().expect("cells").iter().zip(new["cells"].as_array().expect("cells"))
         {
-            for (name, value) in old.as_object().expect("a cell") {
+            for (name, value) in old.as_object().expect("a cell").iter().filter(|(name, _)| *name != "counts")
+            {
                 assert_eq!(value, &new[name], "{name}");
             }
+            let (old, new) = (&old["counts"], &new["counts"]);
+            assert!(old.as_object().expect("counts").iter().all(|(name, value)| *value == new[name]));
+            assert_eq!(
+                new["bytes_sent_all_phases"].as_u64(),
+                old["requests_all_phases"].as_u64().map(|sent| sent * 64)
+            );
+            assert_eq!(new["connections_made"], old["connections_asked"]);
         }
     }
 

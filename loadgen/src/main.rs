@@ -5,6 +5,7 @@ mod cell;
 mod child;
 mod cli;
 mod control;
+mod diff;
 mod doctor;
 mod document;
 mod engine;
@@ -67,6 +68,7 @@ fn run() -> Result<Exit, Error> {
         Some(Command::Idle(args)) => session::measure(&args.settings()?),
         Some(Command::Selftest(args)) => selftest::run(&args),
         Some(Command::Report(args)) => report::again(&args),
+        Some(Command::Diff(args)) => diff::run(args),
         Some(Command::Doctor(args)) => Ok(doctor::run(&args)),
         Some(Command::Serve(args)) => serve::serve(&args).map(|()| Exit::Done),
     }

@@ -124,28 +124,13 @@ pub(crate) struct Spread {
 /// Every metric that is available, of every row at every point.
 pub(crate) fn spreads(document: &Document) -> Vec<Spread> {
     let places = places(document).into_iter();
-    let of_cells = places
+    places
         .flat_map(|(row, point)| Metric::ALL.map(|metric| (row.clone(), point.clone(), metric)))
         .filter_map(|(row, point, metric)| {
-            let cells: Vec<&Cell> = counted(&document.cells, &row, &point).collect();
-            if metric.is_latency() && !tells_latency(&cells) {
-                return None;
-            }
-            let values: Vec<f64> = cells.iter().filter_map(|cell| cell.metric(metric)).collect();
+            let values = figures(document, &row, &point, metric);
             Spread::of(row, point, metric, &values)
-        });
-    of_cells.chain(spreads_of_found(document)).collect()
-}
-
-/// The rates that a search has found.
-fn spreads_of_found(document: &Document) -> impl Iterator<Item = Spread> {
-    let Document { settings, found, .. } = document;
-    let places = settings.points.iter().flat_map(|point| settings.rows.iter().map(move |row| (row, point)));
-    places.filter_map(move |(row, point)| {
-        let of_place = found.iter().filter(|found| found.row == *row && found.point == *point);
-        let values: Vec<f64> = of_place.filter_map(|found| found.slo_rate).map(|rate| rate as f64).collect();
-        Spread::of(row.clone(), point.clone(), Metric::SloRate, &values)
-    })
+        })
+        .collect()
 }
 
 impl Spread {
@@ -155,6 +140,19 @@ impl Spread {
         let greatest = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         Some(Self { row, point, metric, rounds: values.len(), median, least, greatest })
     }
+}
+
+/// A metric of one row at one point, one figure a round; empty if it is not available.
+pub(crate) fn figures(document: &Document, row: &str, point: &Point, metric: Metric) -> Vec<f64> {
+    if metric == Metric::SloRate {
+        let of_place = document.found.iter().filter(|found| found.row == row && found.point == *point);
+        return of_place.filter_map(|found| found.slo_rate).map(|rate| rate as f64).collect();
+    }
+    let cells: Vec<&Cell> = counted(&document.cells, row, point).collect();
+    if metric.is_latency() && !tells_latency(&cells) {
+        return Vec::new();
+    }
+    cells.iter().filter_map(|cell| cell.metric(metric)).collect()
 }
 
 /// The latency of every row at every point, all rounds added.

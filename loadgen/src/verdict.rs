@@ -22,15 +22,28 @@ pub(crate) enum Metric {
 }
 
 impl Metric {
-    /// What every cell tells.
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Rps,
         Self::P50,
         Self::P99,
         Self::ServerCpuPerRequest,
         Self::TotalCpuPerRequest,
         Self::SyscallsPerRequest,
+        Self::SloRate,
     ];
+
+    /// As results and gates spell it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Rps => "rps",
+            Self::P50 => "p50",
+            Self::P99 => "p99",
+            Self::ServerCpuPerRequest => "server_cpu_per_request",
+            Self::TotalCpuPerRequest => "total_cpu_per_request",
+            Self::SyscallsPerRequest => "syscalls_per_request",
+            Self::SloRate => "slo_rate",
+        }
+    }
 
     /// What it is, for other tools.
     pub(crate) fn title(self) -> &'static str {
@@ -123,6 +136,13 @@ mod tests {
         assert_eq!(verdict(Metric::P50, 0.9, 0.8, 0.95), Verdict::Faster);
         assert_eq!(verdict(Metric::SyscallsPerRequest, 0.1, 0.08, 0.12), Verdict::Cheaper);
         assert_eq!(verdict(Metric::TotalCpuPerRequest, 1.2, 1.1, 1.3), Verdict::Costlier);
+    }
+
+    #[test]
+    fn names_are_those_of_results() {
+        for metric in Metric::ALL {
+            assert_eq!(serde_json::to_value(metric).expect("serialises"), metric.name());
+        }
     }
 
     #[test]

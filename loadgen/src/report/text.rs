@@ -264,7 +264,7 @@ fn padded(row: &str) -> String {
     format!("{row}\n{:<NAME_WIDTH$}", "")
 }
 
-fn number(value: Option<f64>, decimals: usize) -> String {
+pub(crate) fn number(value: Option<f64>, decimals: usize) -> String {
     match value {
         None => MISSING.into(),
         Some(value) if decimals == 0 => grouped(value.round() as u64),
@@ -289,7 +289,7 @@ fn ratio(comparisons: &[Comparison], metric: Metric, row: &str, point: &Point) -
 }
 
 /// Four digits, whatever the ratio is, so that the column holds it.
-fn interval(ratio: f64, ends: Option<(f64, f64)>) -> String {
+pub(crate) fn interval(ratio: f64, ends: Option<(f64, f64)>) -> String {
     let digits = |value: f64| {
         format!(
             "{value:.*}",
@@ -309,7 +309,7 @@ fn interval(ratio: f64, ends: Option<(f64, f64)>) -> String {
 }
 
 /// A labelled paragraph, wrapped at the screen's width.
-fn labelled(text: &mut String, label: &str, body: &str) {
+pub(crate) fn labelled(text: &mut String, label: &str, body: &str) {
     const INDENT: usize = 10;
     let mut column = INDENT;
     let _ = write!(text, "{label:<INDENT$}");
