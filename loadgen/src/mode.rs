@@ -29,6 +29,13 @@ pub(crate) enum Mode {
     Idle,
 }
 
+/// As results spell them.
+pub(crate) const RR: &str = "rr";
+pub(crate) const STREAM: &str = "stream";
+pub(crate) const CHURN: &str = "churn";
+pub(crate) const PUSH: &str = "push";
+pub(crate) const IDLE: &str = "idle";
+
 /// A stream has at least so many messages under way, and at least so many bytes.
 const STREAM_MESSAGES: usize = 2;
 const STREAM_BYTES: usize = 128 << 10;
@@ -115,11 +122,11 @@ impl Manner {
 
     pub(crate) fn name(&self) -> &'static str {
         match self.mode {
-            Mode::Rr => "rr",
-            Mode::Stream => "stream",
-            Mode::Churn => "churn",
-            Mode::Push => "push",
-            Mode::Idle => "idle",
+            Mode::Rr => RR,
+            Mode::Stream => STREAM,
+            Mode::Churn => CHURN,
+            Mode::Push => PUSH,
+            Mode::Idle => IDLE,
         }
     }
 

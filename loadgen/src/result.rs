@@ -15,6 +15,7 @@ use crate::{
     histogram,
     machine::{Git, Machine},
     measure::TcpTrouble,
+    mode::{CHURN, IDLE, PUSH},
     pinning::Cpus,
     point::Point,
     slo::{Measured, Objective},
@@ -23,7 +24,6 @@ use crate::{
 };
 
 pub(crate) const SCHEMA: &str = "ringspun-loadgen/1";
-const IDLE: &str = "idle";
 
 /// A whole run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -137,6 +137,15 @@ impl Recorded {
 
     pub(crate) fn is_idle(&self) -> bool {
         self.mode == IDLE
+    }
+
+    /// What is counted, and how its rate is written.
+    pub(crate) fn counted(&self) -> (&'static str, &'static str) {
+        match self.mode.as_str() {
+            CHURN => ("connection", "conn/s"),
+            PUSH => ("delivery", "deliv/s"),
+            _ => ("request", "req/s"),
+        }
     }
 
     /// Whether rows are compared; idle ones are there once, which is no comparison.

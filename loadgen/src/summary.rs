@@ -30,6 +30,8 @@ pub(crate) struct Line {
     /// The client was at its limit in most cells.
     pub(crate) client_bound: bool,
     pub(crate) rps: Option<f64>,
+    /// Of replies, a second.
+    pub(crate) megabytes: Option<f64>,
     pub(crate) latency: Option<Latency>,
     pub(crate) paced: Option<PacedLine>,
     pub(crate) server_cpu: Option<f64>,
@@ -50,6 +52,10 @@ impl Line {
             row: row.into(),
             client_bound,
             rps: median(&|cell| cell.rps),
+            megabytes: median(&|cell| {
+                (cell.window_seconds > 0.0)
+                    .then(|| cell.counts.bytes_each_way as f64 / cell.window_seconds / 1e6)
+            }),
             latency: tells_latency(&cells).then(|| merged_latency(&cells)).flatten(),
             paced: PacedLine::of(&cells),
             server_cpu: median(&|cell| cell.costs.server_cpu_us_per_request),
@@ -336,7 +342,7 @@ fn summarise(document: &Document) -> Summary {
         verdict: compared.then(|| verdict_sentence(document, &primary)),
         objectives_met: objectives.iter().all(|objective| objective.is_met),
         objectives: (!objectives.is_empty()).then(|| objectives::sentence(&objectives)),
-        verified: verified_sentence(&settings.verify, cells),
+        verified: verified_sentence(settings, cells),
         valid: valid_sentence(cells, &spoiled, *complete),
         conclusive_and_valid: *complete && spoiled.is_empty() && conclusive && enough,
     }
@@ -399,11 +405,14 @@ fn clause(comparison: &Comparison, distinction: Distinction) -> String {
     }
 }
 
-fn verified_sentence(verify: &str, cells: &[Cell]) -> String {
+fn verified_sentence(settings: &Recorded, cells: &[Cell]) -> String {
+    let verify = settings.verify.as_str();
     let replies = grouped(cells.iter().map(|cell| cell.counts.requests_all_phases).sum());
     let wrong: u64 = cells.iter().flat_map(|cell| &cell.errors).map(|failure| failure.count).sum();
     let how = match verify {
+        "full" if settings.http.is_some() => "compared with the first one",
         "full" => "compared byte by byte with their requests",
+        "header" if settings.http.is_some() => "their status and length compared with those of the first one",
         "header" => "their headers compared, not their payloads, as --verify header says",
         _ => "counted, not compared, as --verify off says",
     };
@@ -434,7 +443,9 @@ fn valid_sentence(cells: &[Cell], spoiled: &[&Cell], complete: bool) -> String {
         notes.push(format!("{} spoiled cells were repeated", repaired - spoiled.len()));
     }
     notes.extend(starvation(cells));
-    for (check, what) in NOTED {
+    // That probes go beyond what a row can do is their purpose.
+    let noted = NOTED.iter().filter(|(check, _)| *check != RATE_KEPT || cells.iter().all(|cell| !cell.probe));
+    for (check, what) in noted {
         let count = cells.iter().filter(|cell| failed(cell, check)).count();
         if count > 0 {
             notes.push(format!("{what} in {count} of {} cells", cells.len()));

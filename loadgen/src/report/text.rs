@@ -4,6 +4,7 @@ use std::{fmt::Write as _, path::Path, time::Duration};
 
 use crate::{
     cli::Settings,
+    mode::{IDLE, RR, STREAM},
     pinning::Cpus,
     point::{Distinction, Point},
     result::{Cell, Comparison, Document, Found, Idle, Latency, Recorded},
@@ -53,7 +54,7 @@ pub(crate) fn progress(cell: &Cell, settings: &Recorded) -> String {
         (None, Some(rps)) => {
             let spoiled = cell.checks.iter().find(|check| check.has_spoiled());
             let spoiled = spoiled.map(|check| format!(" (spoiled: {})", check.detail)).unwrap_or_default();
-            format!("{place}: {} req/s{spoiled}", grouped(rps.round() as u64))
+            format!("{place}: {} {}{spoiled}", grouped(rps.round() as u64), settings.counted().1)
         }
     }
 }
@@ -105,16 +106,16 @@ fn table(text: &mut String, document: &Document, point: &Point) {
     if settings.primary_metric == Metric::SloRate {
         return searched(text, document, point);
     }
-    speed_heading(text, compared);
+    speed_heading(text, settings);
     for line in &lines {
         let ratio = match compared {
             true if line.row == settings.baseline => "1 (baseline)".into(),
             true => ratio(&document.comparisons, Metric::Rps, &line.row, point),
             false => String::new(),
         };
-        speed(text, line, &ratio);
+        speed(text, settings, line, &ratio);
     }
-    cost_heading(text);
+    cost_heading(text, settings);
     lines.iter().for_each(|line| cost(text, line));
     if lines.iter().any(|line| line.paced.is_some()) {
         pacing_heading(text);
@@ -130,36 +131,57 @@ fn heading(text: &mut String, settings: &Recorded, point: &Point) {
     // Nothing that was read can be too long or negative for a duration.
     let window = Duration::try_from_secs_f64(settings.duration_seconds).unwrap_or_default();
     let window = humantime::format_duration(window);
-    let _ = writeln!(text, "{point}, {} round{plural} of {window}\n", settings.rounds);
+    let how = match (settings.mode.as_str(), &settings.close, &settings.http) {
+        (RR | IDLE, _, None) => String::new(),
+        (RR, _, Some(path)) => format!("GET {path}, "),
+        (mode, None, None) => format!("{mode}, "),
+        (mode, Some(close), None) => format!("{mode} ({close}), "),
+        (mode, close, Some(path)) => {
+            let close = close.as_ref().map(|close| format!(" ({close})")).unwrap_or_default();
+            format!("{mode}{close} of GET {path}, ")
+        }
+    };
+    let _ = writeln!(text, "{how}{point}, {} round{plural} of {window}\n", settings.rounds);
 }
 
-fn speed_heading(text: &mut String, compared: bool) {
-    let ratio = if compared { "ratio [95 % interval]" } else { "" };
+fn speed_heading(text: &mut String, settings: &Recorded) {
+    let ratio = if settings.rows.len() > 1 { "ratio [95 % interval]" } else { "" };
+    let last = if settings.mode == STREAM { "MB/s" } else { "p99.9 us" };
     let _ = writeln!(
         text,
         "{:<NAME_WIDTH$}{:>10}{ratio:>22}{:>10}{:>10}{:>10}",
-        "", "req/s", "p50 us", "p99 us", "p99.9 us"
+        "",
+        settings.counted().1,
+        "p50 us",
+        "p99 us",
+        last
     );
 }
 
-fn speed(text: &mut String, line: &Line, ratio: &str) {
+fn speed(text: &mut String, settings: &Recorded, line: &Line, ratio: &str) {
     let latency = |pick: fn(&Latency) -> f64| microseconds(line.latency.as_ref().map(pick));
+    let last =
+        if settings.mode == STREAM { number(line.megabytes, 0) } else { latency(|latency| latency.p999_us) };
     let _ = writeln!(
         text,
-        "{}{:>10}{ratio:>22}{:>10}{:>10}{:>10}",
+        "{}{:>10}{ratio:>22}{:>10}{:>10}{last:>10}",
         name(line),
         number(line.rps, 0),
         latency(|latency| latency.p50_us),
-        latency(|latency| latency.p99_us),
-        latency(|latency| latency.p999_us)
+        latency(|latency| latency.p99_us)
     );
 }
 
-fn cost_heading(text: &mut String) {
+fn cost_heading(text: &mut String, settings: &Recorded) {
     let _ = writeln!(
         text,
         "\n{:<NAME_WIDTH$}{:>13}{:>13}{:>12}{:>11}{:>13}",
-        "a request:", "server us", "total us", "syscalls", "switches", "peak memory"
+        format!("a {}:", settings.counted().0),
+        "server us",
+        "total us",
+        "syscalls",
+        "switches",
+        "peak memory"
     );
 }
 
@@ -350,8 +372,11 @@ mod tests {
             p999_us: 60_000_000.0,
             max_us: 1e7,
         };
+        let settings = crate::cli::CompareArgs::quick().settings().expect("valid");
+        let settings = Recorded::of(&settings, Cpus::default());
         let line = Line {
             row: "io_uring:no-multishot".into(),
+            megabytes: None,
             client_bound: true,
             rps: Some(99_999_999.0),
             latency: Some(latency.clone()),
@@ -368,9 +393,9 @@ mod tests {
             memory_bytes: Some(123 << 20),
         };
         let mut text = String::new();
-        speed_heading(&mut text, true);
-        speed(&mut text, &line, &interval(10.123, Some((9.999, 100.123))));
-        cost_heading(&mut text);
+        speed_heading(&mut text, &settings);
+        speed(&mut text, &settings, &line, &interval(10.123, Some((9.999, 100.123))));
+        cost_heading(&mut text, &settings);
         cost(&mut text, &line);
         pacing_heading(&mut text);
         pacing(&mut text, &line);
