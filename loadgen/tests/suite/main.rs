@@ -8,6 +8,7 @@ mod exports;
 mod idle;
 mod open_loop;
 mod reports;
+mod search;
 mod selftest;
 mod serve;
 mod wrong_servers;
