@@ -10,6 +10,7 @@ use crate::{
     engine::open_loop::{Arrival, Pace, Pacing},
     error::Error,
     export::Exports,
+    merge::MergeArgs,
     message::Verify,
     mode::{Manner, Mode, ModeArgs, PIPELINE_MAX},
     pinning::Pinning,
@@ -87,6 +88,8 @@ pub(crate) enum Command {
     Report(ReportArgs),
     /// Compare two results: what changed, and whether it passes gates
     Diff(DiffArgs),
+    /// Make one result of those of several machines that loaded one server at the same time
+    Merge(MergeArgs),
     /// Run a server on a chosen backend: an echo, or one that sends what comes to all
     Serve(ServeArgs),
 }

@@ -38,6 +38,19 @@ pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
         .transpose()
 }
 
+/// All of them added; None if there are none.
+pub(crate) fn sum<'a>(histograms: impl Iterator<Item = &'a Histogram<u64>>) -> Option<Histogram<u64>> {
+    let mut sum: Option<Histogram<u64>> = None;
+    for histogram in histograms {
+        match &mut sum {
+            // All histograms of a run have the same bounds, so none of the values is out of range.
+            Some(sum) => sum.add(histogram).ok()?,
+            None => sum = Some(histogram.clone()),
+        }
+    }
+    sum
+}
+
 /// Anybody can write a result, so what the library would trust is checked before.
 fn decode(text: &str) -> Result<Histogram<u64>, String> {
     let deflated = STANDARD.decode(text).map_err(|error| format!("is no base64: {error}"))?;

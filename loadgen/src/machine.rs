@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
-use crate::{error::Error, pinning, units};
+use crate::{error::Error, pinning, result::Origin, units};
 
 /// Descriptors that loadgen itself needs: standard streams, pipes, the ring and files being written.
 pub(crate) const DESCRIPTORS_OWN: u64 = 32;
@@ -43,6 +43,13 @@ impl Machine {
             mitigations: mitigations(),
             limits: limits(),
         }
+    }
+}
+
+impl Machine {
+    /// What is kept of it when its result is merged into another's.
+    pub(crate) fn origin(&self) -> Origin {
+        Origin { kernel: self.kernel.clone(), cpu_model: self.cpu_model.clone() }
     }
 }
 

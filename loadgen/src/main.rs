@@ -16,6 +16,7 @@ mod http;
 mod interrupt;
 mod machine;
 mod measure;
+mod merge;
 mod message;
 mod mode;
 mod objectives;
@@ -69,6 +70,7 @@ fn run() -> Result<Exit, Error> {
         Some(Command::Selftest(args)) => selftest::run(&args),
         Some(Command::Report(args)) => report::again(&args),
         Some(Command::Diff(args)) => diff::run(args),
+        Some(Command::Merge(args)) => merge::run(&args),
         Some(Command::Doctor(args)) => Ok(doctor::run(&args)),
         Some(Command::Serve(args)) => serve::serve(&args).map(|()| Exit::Done),
     }

@@ -40,6 +40,9 @@ pub(crate) struct Document {
     pub(crate) finished: Option<String>,
     pub(crate) git: Option<Git>,
     pub(crate) machine: Machine,
+    /// The other machines whose results were merged into this one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) merged_from: Vec<Origin>,
     pub(crate) settings: Recorded,
     /// Row names by round, in the order in which they ran.
     pub(crate) plan: Vec<Vec<String>>,
@@ -49,6 +52,13 @@ pub(crate) struct Document {
     pub(crate) found: Vec<Found>,
     pub(crate) comparisons: Vec<Comparison>,
     pub(crate) summary: Option<Summary>,
+}
+
+/// A machine whose result became part of another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Origin {
+    pub(crate) kernel: String,
+    pub(crate) cpu_model: Option<String>,
 }
 
 impl Document {

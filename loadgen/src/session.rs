@@ -75,6 +75,7 @@ impl<'a> Session<'a> {
             found: Vec::new(),
             comparisons: Vec::new(),
             summary: None,
+            merged_from: Vec::new(),
         };
         Self { settings, cpus, interrupt, output, plan, document }
     }
@@ -184,7 +185,7 @@ fn now() -> String {
 
 /// The command line as given; absolute paths below the current folder become relative, because
 /// results are published.
-fn command_line() -> Vec<String> {
+pub(crate) fn command_line() -> Vec<String> {
     let folder = std::env::current_dir().map(|folder| format!("{}/", folder.display())).unwrap_or_default();
     let arguments = std::env::args().skip(1);
     let relative = arguments.map(|argument| match argument.strip_prefix(&folder) {

@@ -3,6 +3,7 @@
 use hdrhistogram::Histogram;
 
 use crate::{
+    histogram::sum,
     objectives,
     point::{Distinction, Point},
     result::{Cell, Comparison, Document, Found, Latency, Paced, Recorded, Summary},
@@ -191,18 +192,6 @@ fn merged_latency(cells: &[&Cell]) -> Option<Latency> {
 
 fn merged(cells: &[&Cell]) -> Option<Histogram<u64>> {
     sum(cells.iter().filter_map(|cell| cell.histogram.as_ref()))
-}
-
-fn sum<'a>(histograms: impl Iterator<Item = &'a Histogram<u64>>) -> Option<Histogram<u64>> {
-    let mut sum: Option<Histogram<u64>> = None;
-    for histogram in histograms {
-        match &mut sum {
-            // All histograms of a run have the same bounds, so none of the values is out of range.
-            Some(sum) => sum.add(histogram).ok()?,
-            None => sum = Some(histogram.clone()),
-        }
-    }
-    sum
 }
 
 /// Every row against the baseline, in every metric, at every point.

@@ -6,6 +6,7 @@ mod comparison;
 mod differences;
 mod exports;
 mod idle;
+mod merging;
 mod open_loop;
 mod reports;
 mod search;
