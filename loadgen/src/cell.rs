@@ -330,7 +330,8 @@ fn fill_server_costs(
     let between = |name: &str| Some(closed.count(name)?.saturating_sub(opened.count(name)?));
     // What is pushed comes in once and goes out to all.
     let counter = if mode == Mode::Push { "bytes_sent" } else { "bytes_received" };
-    let requests = between(counter).map(|bytes| bytes as f64 / size).filter(|count| *count > 0.0);
+    let requests =
+        between(counter).filter(|_| size > 0.0).map(|bytes| bytes as f64 / size).filter(|count| *count > 0.0);
     let per_request = |count: u64| requests.map(|requests| count as f64 / requests);
     costs.syscalls_per_request = per_request(closed.syscalls_total() - opened.syscalls_total());
     costs.voluntary_switches_per_request = per_request(closed.voluntary_switches - opened.voluntary_switches);

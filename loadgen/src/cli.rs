@@ -509,7 +509,8 @@ impl LoadArgs {
         if manner.http.is_some() && self.size.is_some() {
             return Err(Error::usage("a GET has the size that it has: leave out -s"));
         }
-        let size = self.size.unwrap_or_else(|| Sizes::one(SIZE));
+        let usual = || if manner.http.is_some() { Sizes::not_chosen() } else { Sizes::one(SIZE) };
+        let size = self.size.unwrap_or_else(usual);
         let pipeline = self.pipeline.unwrap_or_else(|| manner.usual_pipeline(&size));
         let rate = self.rate.map(|rate| rate as u64);
         let point = |connections| Point { connections, size: size.clone(), pipeline, rate };

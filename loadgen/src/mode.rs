@@ -133,7 +133,7 @@ impl Manner {
     /// How many requests are under way on a connection unless -p says it.
     pub(crate) fn usual_pipeline(&self, sizes: &Sizes) -> usize {
         match self.mode {
-            Mode::Stream => (STREAM_BYTES / sizes.largest()).clamp(STREAM_MESSAGES, PIPELINE_MAX),
+            Mode::Stream => (STREAM_BYTES / sizes.largest().max(1)).clamp(STREAM_MESSAGES, PIPELINE_MAX),
             _ => 1,
         }
     }
@@ -180,11 +180,15 @@ impl Manner {
                 "--mode churn makes connections all the time: leave out --ramp",
             ),
             (
+                self.mode == Mode::Stream && self.http.is_some(),
+                "--mode stream is for messages: ask by --http as fast as it can be with a deep -p",
+            ),
+            (
                 self.mode == Mode::Push && self.http.is_some(),
                 "HTTP has no push: leave out one of --mode push and --http",
             ),
             (
-                self.close == Some(Close::Server) && point.size.only().is_none(),
+                self.close == Some(Close::Server) && self.http.is_none() && point.size.only().is_none(),
                 "--close server tells the server after how many bytes to close: use one size",
             ),
         ];

@@ -17,7 +17,7 @@ const PARTS_MAX: usize = 64;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Spelling", into = "Spelling")]
 pub(crate) struct Sizes {
-    /// Size and weight, by size; the weights have no common divisor. Never empty.
+    /// Size and weight, by size; the weights have no common divisor. Empty where sizes are not chosen.
     parts: Vec<(usize, u64)>,
 }
 
@@ -27,6 +27,12 @@ impl Sizes {
         Self { parts: vec![(size, 1)] }
     }
 
+    /// Of what has the size that it has, such as a GET.
+    pub(crate) fn not_chosen() -> Self {
+        Self { parts: Vec::new() }
+    }
+
+    /// 0 if sizes are not chosen.
     pub(crate) fn largest(&self) -> usize {
         self.parts.iter().map(|(size, _)| *size).max().unwrap_or(0)
     }
@@ -41,12 +47,12 @@ impl Sizes {
 
     pub(crate) fn mean(&self) -> f64 {
         let bytes: u64 = self.parts.iter().map(|(size, weight)| *size as u64 * weight).sum();
-        bytes as f64 / self.weights() as f64
+        bytes as f64 / self.weights().max(1) as f64
     }
 
     /// One of the sizes, each as often as it weighs if the number is random; the same for the same number.
     pub(crate) fn pick(&self, random: u64) -> usize {
-        let mut left = random % self.weights();
+        let mut left = random % self.weights().max(1);
         for (size, weight) in &self.parts {
             if left < *weight {
                 return *size;
@@ -132,11 +138,16 @@ impl fmt::Display for Sizes {
 enum Spelling {
     Only(usize),
     Mix(String),
+    NotChosen,
 }
 
 impl From<Sizes> for Spelling {
     fn from(sizes: Sizes) -> Self {
-        sizes.only().map_or_else(|| Self::Mix(sizes.to_string()), Self::Only)
+        match sizes.parts.as_slice() {
+            [] => Self::NotChosen,
+            [(size, _)] => Self::Only(*size),
+            _ => Self::Mix(sizes.to_string()),
+        }
     }
 }
 
@@ -147,6 +158,7 @@ impl TryFrom<Spelling> for Sizes {
         match spelling {
             Spelling::Only(size) => Ok(Self { parts: vec![(within_limits(size)?, 1)] }),
             Spelling::Mix(text) => text.parse(),
+            Spelling::NotChosen => Ok(Self::not_chosen()),
         }
     }
 }
@@ -172,7 +184,9 @@ impl fmt::Display for Point {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let plural = if self.connections == 1 { "" } else { "s" };
         write!(f, "{} connection{plural}", units::grouped(self.connections as u64))?;
-        write!(f, ", {} requests", self.size.told())?;
+        if self.size != Sizes::not_chosen() {
+            write!(f, ", {} requests", self.size.told())?;
+        }
         if self.pipeline > 1 {
             write!(f, ", pipeline {}", self.pipeline)?;
         }
