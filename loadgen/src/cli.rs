@@ -5,6 +5,7 @@ use std::{net::IpAddr, path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
+    axes::{Axes, PointArgs},
     diff::DiffArgs,
     doctor::DoctorArgs,
     engine::open_loop::{Arrival, Pace, Pacing},
@@ -12,20 +13,22 @@ use crate::{
     export::Exports,
     merge::MergeArgs,
     message::Verify,
-    mode::{Manner, Mode, ModeArgs, PIPELINE_MAX},
+    mode::{Manner, Mode, ModeArgs},
     pinning::Pinning,
     plan::Order,
-    point::{Point, Sizes},
+    point::Point,
     report::ReportArgs,
     selftest::SelftestArgs,
     serve::{Service, Way},
     slo::Objective,
     spec::{Hired, Kind, Remote, Row, Spec},
-    stats, units,
+    stats,
+    sweep::SweepArgs,
+    units,
     verdict::{self, Metric},
 };
 
-const EXIT_CODES: &str = "\
+pub(crate) const EXIT_CODES: &str = "\
 Exit codes:
   0    done
   1    internal: loadgen or the server child it started failed
@@ -42,17 +45,14 @@ const ROUNDS: usize = 12;
 const QUICK_ROUNDS: usize = 40;
 
 /// A window, and the load before it.
-type Length = (Duration, Duration);
+pub(crate) type Length = (Duration, Duration);
 const USUAL: Length = (Duration::from_secs(5), Duration::from_secs(1));
 const QUICK: Length = (Duration::from_millis(100), Duration::from_millis(50));
-const SEARCH: Length = (Duration::from_secs(1), Duration::from_millis(200));
+/// Of searches and sweeps, which have many windows.
+pub(crate) const SHORT: Length = (Duration::from_secs(1), Duration::from_millis(200));
 
 /// More rounds would only make the exact distribution slow to compute.
 pub(crate) const ROUNDS_MAX: usize = 200;
-const RATE_MAX: usize = 10_000_000;
-/// Bytes of a message, unless -s says it.
-const SIZE: usize = 64;
-
 #[derive(Debug, Parser)]
 #[command(
     name = "loadgen",
@@ -75,6 +75,8 @@ pub(crate) enum Command {
     Compare(CompareArgs),
     /// Measure one target: a backend, or a server that runs already
     Run(RunArgs),
+    /// Compare at every combination of several connections, sizes, pipelines and rates: curves
+    Sweep(SweepArgs),
     /// Find the highest rate at which each row meets --slo, and compare these rates
     Search(SearchArgs),
     /// Hold idle connections: what each costs server, client and kernel, and whether they still live
@@ -126,6 +128,8 @@ pub(crate) struct CompareArgs {
     #[arg(long)]
     control: bool,
     #[command(flatten)]
+    points: PointArgs,
+    #[command(flatten)]
     load: LoadArgs,
 }
 
@@ -141,6 +145,8 @@ pub(crate) struct RunArgs {
     /// Another program to measure instead, in a fresh process: 'name=command {port}'
     #[arg(long, value_name = "NAME=COMMAND")]
     server: Option<Hired>,
+    #[command(flatten)]
+    points: PointArgs,
     #[command(flatten)]
     load: LoadArgs,
 }
@@ -173,6 +179,8 @@ pub(crate) struct SearchArgs {
     #[arg(long, value_name = "EFFECT", default_value = "2%", value_parser = units::effect)]
     min_effect: f64,
     #[command(flatten)]
+    points: PointArgs,
+    #[command(flatten)]
     load: LoadArgs,
 }
 
@@ -186,37 +194,26 @@ pub(crate) struct IdleArgs {
     #[arg(long, value_name = "NAME=COMMAND")]
     server: Vec<Hired>,
     #[command(flatten)]
+    points: PointArgs,
+    #[command(flatten)]
     load: LoadArgs,
 }
 
 #[derive(Debug, Args)]
-struct LoadArgs {
-    /// Connections, a list [default: 64,1k, idle: 1k]
-    #[arg(short, long, value_name = "LIST", value_delimiter = ',', value_parser = units::count)]
-    connections: Vec<usize>,
-    /// Length of the window that counts, or in which connections are idle [default: 5s, quick: 100ms, search: 1s]
+pub(crate) struct LoadArgs {
+    /// Length of the window that counts, or in which connections are idle [default: 5s, quick: 100ms, search and
+    /// sweep: 1s]
     #[arg(short, long, value_name = "TIME", value_parser = units::duration)]
     duration: Option<Duration>,
-    /// Load before the window [default: 1s, quick: 50ms, search: 200ms]
+    /// Load before the window [default: 1s, quick: 50ms, search and sweep: 200ms]
     #[arg(long, value_name = "TIME", value_parser = units::duration_or_zero)]
     warmup: Option<Duration>,
-    /// Requests a second over all connections, arriving by the clock (an open loop: latency counts from the
-    /// intended moment) [default: each connection asks again once it is answered]
-    #[arg(short = 'R', long, value_name = "RATE", value_parser = rate)]
-    rate: Option<usize>,
     /// How requests arrive [default: poisson]
     #[arg(long, value_enum, requires = "rate")]
     arrival: Option<Arrival>,
     /// How the client waits for the next arrival [default: sleep]
     #[arg(long, value_enum, requires = "rate")]
     pace: Option<Pace>,
-    /// Bytes of each request and reply, at least 24; or a mix of sizes with weights, such as 64:9+4KiB:1
-    /// [default: 64]
-    #[arg(short, long, value_name = "BYTES")]
-    size: Option<Sizes>,
-    /// Requests under way at once on each connection [default: 1, stream: those of 128 KiB, at least 2]
-    #[arg(short, long, value_name = "N", value_parser = pipeline)]
-    pipeline: Option<usize>,
     #[command(flatten)]
     mode: ModeArgs,
     /// Seed of the payloads and of the order of rounds
@@ -356,6 +353,12 @@ impl Settings {
         point.rate.map(|rate| Pacing { rate: rate as f64, arrival, pace })
     }
 
+    /// Adds the baseline once more, as the last row.
+    pub(crate) fn add_control(&mut self) {
+        self.rows.push(self.rows[self.baseline].clone());
+        self.control = true;
+    }
+
     /// The name of a row. The control stands for the baseline, but is not it.
     pub(crate) fn row_name(&self, row: usize) -> String {
         let again = self.control && row + 1 == self.rows.len();
@@ -408,13 +411,12 @@ impl CompareArgs {
         let baseline = baseline(&names, self.baseline.as_deref())?;
         let rounds = self.rounds.unwrap_or(if self.quick { QUICK_ROUNDS } else { ROUNDS });
         let length = if self.quick { QUICK } else { USUAL };
-        let mut settings = self.load.settings("compare", rows, length)?;
-        if self.control {
-            settings.rows.push(settings.rows[baseline].clone());
-            settings.control = true;
-        }
+        let mut settings = self.load.settings("compare", rows, length, self.points.into())?;
         (settings.baseline, settings.rounds, settings.order) = (baseline, rounds, self.order);
         settings.min_effect = self.min_effect;
+        if self.control {
+            settings.add_control();
+        }
         Ok(settings)
     }
 }
@@ -424,13 +426,13 @@ impl SearchArgs {
         if self.load.slo.is_empty() {
             return Err(Error::usage("search needs what is to be kept: --slo 'response.p99<2ms'"));
         }
-        if self.load.rate.is_some() {
+        if self.points.rate.is_some() {
             return Err(Error::usage("search finds the rate itself: leave out --rate"));
         }
         let rows = distinct(rows(self.backend, self.server))?;
         let names: Vec<String> = rows.iter().map(ToString::to_string).collect();
         let baseline = baseline(&names, self.baseline.as_deref())?;
-        let mut settings = self.load.settings("search", rows, SEARCH)?;
+        let mut settings = self.load.settings("search", rows, SHORT, self.points.into())?;
         (settings.baseline, settings.rounds, settings.order) = (baseline, self.rounds, self.order);
         settings.min_effect = self.min_effect;
         Ok(settings)
@@ -439,22 +441,22 @@ impl SearchArgs {
 
 impl IdleArgs {
     pub(crate) fn settings(mut self) -> Result<Settings, Error> {
-        if self.load.rate.is_some() || self.load.warmup.is_some() {
+        if self.points.rate.is_some() || self.load.warmup.is_some() {
             return Err(Error::usage(
                 "idle connections ask nothing: --rate and --warmup have no meaning here",
             ));
         }
-        if self.load.connections.is_empty() {
-            self.load.connections = vec![1_000];
+        if self.points.connections.is_empty() {
+            self.points.connections = vec![1_000];
         }
         let rows = distinct(rows(self.backend, self.server))?;
-        let mut settings = self.load.settings("idle", rows, USUAL)?;
+        let mut settings = self.load.settings("idle", rows, USUAL, self.points.into())?;
         settings.warmup = Duration::ZERO;
         Ok(settings)
     }
 }
 
-fn distinct(rows: Vec<Row>) -> Result<Vec<Row>, Error> {
+pub(crate) fn distinct(rows: Vec<Row>) -> Result<Vec<Row>, Error> {
     let names: Vec<String> = rows.iter().map(ToString::to_string).collect();
     match names.iter().enumerate().find(|(at, name)| names[..*at].contains(name)) {
         Some((_, twice)) => Err(Error::usage(format!("{twice} is named twice; name each row once"))),
@@ -462,7 +464,7 @@ fn distinct(rows: Vec<Row>) -> Result<Vec<Row>, Error> {
     }
 }
 
-fn rows(backends: Vec<Spec>, servers: Vec<Hired>) -> Vec<Row> {
+pub(crate) fn rows(backends: Vec<Spec>, servers: Vec<Hired>) -> Vec<Row> {
     let backends = match (backends.as_slice(), servers.as_slice()) {
         ([], []) => [Kind::IoUring, Kind::Epoll, Kind::Threads].map(Spec::plain).to_vec(),
         _ => backends,
@@ -470,7 +472,7 @@ fn rows(backends: Vec<Spec>, servers: Vec<Hired>) -> Vec<Row> {
     backends.into_iter().map(Row::Backend).chain(servers.into_iter().map(Row::Hired)).collect()
 }
 
-fn baseline(rows: &[String], asked: Option<&str>) -> Result<usize, Error> {
+pub(crate) fn baseline(rows: &[String], asked: Option<&str>) -> Result<usize, Error> {
     let position = |wanted: &str| rows.iter().position(|row| row == wanted);
     match asked {
         Some(name) => position(name).ok_or_else(|| {
@@ -492,32 +494,23 @@ impl RunArgs {
                 ));
             }
         };
-        self.load.settings("run", vec![row], USUAL)
+        self.load.settings("run", vec![row], USUAL, self.points.into())
     }
 }
 
 impl LoadArgs {
-    fn settings(self, command: &'static str, rows: Vec<Row>, length: Length) -> Result<Settings, Error> {
+    pub(crate) fn settings(
+        self,
+        command: &'static str,
+        rows: Vec<Row>,
+        length: Length,
+        axes: Axes,
+    ) -> Result<Settings, Error> {
         let (duration, warmup) = length;
-        if let Some(twice) =
-            self.connections.iter().enumerate().find(|(at, c)| self.connections[..*at].contains(c))
-        {
-            return Err(Error::usage(format!("-c names {} twice; name each count once", twice.1)));
-        }
-        let connections = if self.connections.is_empty() { vec![64, 1_000] } else { self.connections };
         let manner = self.mode.settle(&rows, command == "idle")?;
-        if manner.http.is_some() && self.size.is_some() {
-            return Err(Error::usage("a GET has the size that it has: leave out -s"));
-        }
-        let usual = || if manner.http.is_some() { Sizes::not_chosen() } else { Sizes::one(SIZE) };
-        let size = self.size.unwrap_or_else(usual);
-        let pipeline = self.pipeline.unwrap_or_else(|| manner.usual_pipeline(&size));
-        let rate = self.rate.map(|rate| rate as u64);
-        let point = |connections| Point { connections, size: size.clone(), pipeline, rate };
-        let points: Vec<Point> = connections.into_iter().map(point).collect();
-        points.iter().try_for_each(|point| manner.check(point))?;
+        let points = axes.points(&manner)?;
         // A search makes open loops of them.
-        let paced = rate.is_some() || command == "search";
+        let paced = points.iter().any(|point| point.rate.is_some()) || command == "search";
         if let Some(objective) = self.slo.iter().find(|objective| objective.needs_rate() && !paced) {
             return Err(Error::usage(format!(
                 "--slo {objective} is about an open loop: add --rate, or write it as latency"
@@ -556,13 +549,6 @@ impl LoadArgs {
     }
 }
 
-fn pipeline(text: &str) -> Result<usize, String> {
-    match units::count(text)? {
-        depth if depth > PIPELINE_MAX => Err(format!("the deepest pipeline is {PIPELINE_MAX}")),
-        depth => Ok(depth),
-    }
-}
-
 fn close_after(text: &str) -> Result<usize, String> {
     match units::size(text)? {
         0 => Err("the least is 1; leave it out to close never".into()),
@@ -570,14 +556,7 @@ fn close_after(text: &str) -> Result<usize, String> {
     }
 }
 
-fn rate(text: &str) -> Result<usize, String> {
-    match units::count(text)? {
-        rate if rate > RATE_MAX => Err("the highest rate is 10M: no client keeps a higher one".into()),
-        rate => Ok(rate),
-    }
-}
-
-fn rounds(text: &str) -> Result<usize, String> {
+pub(crate) fn rounds(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(rounds) if (1..=ROUNDS_MAX).contains(&rounds) => Ok(rounds),
         _ => Err(format!("rounds are a number from 1 to {ROUNDS_MAX}")),

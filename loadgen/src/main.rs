@@ -1,6 +1,7 @@
 //! `loadgen` compares ringspun's backends under load: paired rounds of fresh cells, every reply
 //! verified, cost beside speed, and a verdict on its own validity.
 
+mod axes;
 mod cell;
 mod child;
 mod cli;
@@ -35,6 +36,7 @@ mod slo;
 mod spec;
 mod stats;
 mod summary;
+mod sweep;
 mod units;
 mod validity;
 mod verdict;
@@ -65,6 +67,7 @@ fn run() -> Result<Exit, Error> {
         None => session::measure(&CompareArgs::quick().settings()?),
         Some(Command::Compare(args)) => session::measure(&args.settings()?),
         Some(Command::Run(args)) => session::measure(&args.settings()?),
+        Some(Command::Sweep(args)) => session::measure(&args.settings()?),
         Some(Command::Search(args)) => session::measure(&args.settings()?),
         Some(Command::Idle(args)) => session::measure(&args.settings()?),
         Some(Command::Selftest(args)) => selftest::run(&args),

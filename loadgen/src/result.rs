@@ -24,6 +24,7 @@ use crate::{
 };
 
 pub(crate) const SCHEMA: &str = "ringspun-loadgen/1";
+const SWEEP: &str = "sweep";
 
 /// A whole run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -156,6 +157,11 @@ impl Recorded {
             PUSH => ("delivery", "deliv/s"),
             _ => ("request", "req/s"),
         }
+    }
+
+    /// Whether it is the curve that matters, not each point.
+    pub(crate) fn is_sweep(&self) -> bool {
+        self.command == SWEEP
     }
 
     /// Whether rows are compared; idle ones are there once, which is no comparison.

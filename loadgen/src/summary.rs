@@ -341,9 +341,33 @@ fn verdict_sentence(document: &Document, primary: &[&Comparison]) -> String {
     if primary.is_empty() {
         return "none: no round is whole.".into();
     }
+    if document.settings.is_sweep() {
+        return tally(primary);
+    }
     let distinction = Distinction::among(&document.settings.points);
     let clauses: Vec<String> = primary.iter().map(|comparison| clause(comparison, distinction)).collect();
     format!("{}.{}", clauses.join("; "), noise(primary).unwrap_or_default())
+}
+
+/// Of a sweep: how often each verdict was given.
+fn tally(primary: &[&Comparison]) -> String {
+    let mut rows: Vec<(&str, &str)> = primary.iter().map(|one| (one.a.as_str(), one.b.as_str())).collect();
+    rows.dedup();
+    let told = rows.into_iter().map(|(a, b)| {
+        let verdicts: Vec<Verdict> = primary.iter().filter(|one| one.a == a).map(|one| one.verdict).collect();
+        let counts = Verdict::ALL.into_iter().filter_map(|verdict| {
+            let count = verdicts.iter().filter(|given| **given == verdict).count();
+            (count > 0).then(|| format!("{} at {count}", verdict.words()))
+        });
+        let counts: Vec<String> = counts.collect();
+        format!("{a} against {b}, of {} points: {}", verdicts.len(), counts.join(", "))
+    });
+    let told: Vec<String> = told.collect();
+    format!(
+        "{}.{} Each interval stands for itself: of twenty, one misses the truth by chance.",
+        told.join("; "),
+        noise(primary).unwrap_or_default()
+    )
 }
 
 /// How small an effect could have been told from noise, if a control says it.

@@ -98,6 +98,29 @@ pub(crate) enum Verdict {
 }
 
 impl Verdict {
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Faster,
+        Self::Slower,
+        Self::Cheaper,
+        Self::Costlier,
+        Self::NoDifferenceShown,
+        Self::RateNotKept,
+        Self::Inconclusive,
+    ];
+
+    /// For people.
+    pub(crate) fn words(self) -> &'static str {
+        match self {
+            Self::Faster => "faster",
+            Self::Slower => "slower",
+            Self::Cheaper => "cheaper",
+            Self::Costlier => "costlier",
+            Self::NoDifferenceShown => "no difference shown",
+            Self::RateNotKept => "the rate not kept",
+            Self::Inconclusive => "inconclusive",
+        }
+    }
+
     /// Judges a metric: a difference counts if the interval excludes 1 and the effect reaches
     /// `min_effect`, and is denied if the whole interval lies within it.
     pub(crate) fn of(metric: Metric, estimate: &Estimate, min_effect: f64) -> Self {

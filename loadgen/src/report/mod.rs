@@ -1,5 +1,6 @@
 //! What the user reads: progress on standard error, the report on standard output.
 
+mod curves;
 pub(crate) mod text;
 
 use std::{

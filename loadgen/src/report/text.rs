@@ -2,6 +2,7 @@
 
 use std::{fmt::Write as _, path::Path, time::Duration};
 
+use super::curves;
 use crate::{
     cli::Settings,
     mode::{IDLE, RR, STREAM},
@@ -16,9 +17,9 @@ use crate::{
 
 const WIDTH: usize = 80;
 const NAME_WIDTH: usize = 18;
-const MISSING: &str = "-";
+pub(super) const MISSING: &str = "-";
 /// Marks a row whose rate is the client's.
-const BOUND: &str = "*";
+pub(super) const BOUND: &str = "*";
 
 /// What is about to happen.
 pub(crate) fn opening(settings: &Settings, cpus: Cpus) -> String {
@@ -69,13 +70,15 @@ pub(crate) fn found(found: &Found) -> String {
 /// Tables, then the four lines.
 pub(crate) fn screen(document: &Document, path: &Path) -> String {
     let mut text = String::new();
-    for point in &document.settings.points {
-        table(&mut text, document, point);
+    if document.settings.is_sweep() {
+        curves::tables(&mut text, document);
+    } else {
+        document.settings.points.iter().for_each(|point| table(&mut text, document, point));
     }
     if text.lines().any(|line| line.split_whitespace().any(|word| word == MISSING)) {
         text.push_str("-: not available\n\n");
     }
-    if text.lines().any(|line| line.split_whitespace().next().is_some_and(|word| word.ends_with(BOUND))) {
+    if text.split_whitespace().any(|word| word.ends_with(BOUND)) {
         let _ = writeln!(
             text,
             "{BOUND}: client-bound, so its rate is the client's, and the verdict rests on server\n   CPU a request\n"
@@ -110,7 +113,7 @@ fn table(text: &mut String, document: &Document, point: &Point) {
     for line in &lines {
         let ratio = match compared {
             true if line.row == settings.baseline => "1 (baseline)".into(),
-            true => ratio(&document.comparisons, Metric::Rps, &line.row, point),
+            true => interval_of(&document.comparisons, Metric::Rps, &line.row, point),
             false => String::new(),
         };
         speed(text, settings, line, &ratio);
@@ -127,11 +130,20 @@ fn table(text: &mut String, document: &Document, point: &Point) {
 // Writing to a String cannot fail, so the results of `write!` below carry nothing.
 
 fn heading(text: &mut String, settings: &Recorded, point: &Point) {
+    let _ = writeln!(text, "{}{point}, {}\n", how(settings), rounds(settings));
+}
+
+/// How often and how long each row was measured at a point.
+pub(super) fn rounds(settings: &Recorded) -> String {
     let plural = if settings.rounds == 1 { "" } else { "s" };
     // Nothing that was read can be too long or negative for a duration.
     let window = Duration::try_from_secs_f64(settings.duration_seconds).unwrap_or_default();
-    let window = humantime::format_duration(window);
-    let how = match (settings.mode.as_str(), &settings.close, &settings.http) {
+    format!("{} round{plural} of {}", settings.rounds, humantime::format_duration(window))
+}
+
+/// What was done on connections, if it was not to ask and to be answered.
+pub(super) fn how(settings: &Recorded) -> String {
+    match (settings.mode.as_str(), &settings.close, &settings.http) {
         (RR | IDLE, _, None) => String::new(),
         (RR, _, Some(path)) => format!("GET {path}, "),
         (mode, None, None) => format!("{mode}, "),
@@ -140,8 +152,7 @@ fn heading(text: &mut String, settings: &Recorded, point: &Point) {
             let close = close.as_ref().map(|close| format!(" ({close})")).unwrap_or_default();
             format!("{mode}{close} of GET {path}, ")
         }
-    };
-    let _ = writeln!(text, "{how}{point}, {} round{plural} of {window}\n", settings.rounds);
+    }
 }
 
 fn speed_heading(text: &mut String, settings: &Recorded) {
@@ -210,7 +221,7 @@ fn searched(text: &mut String, document: &Document, point: &Point) {
         let median = |values: Vec<f64>| number(stats::median(&values), 0);
         let ratio = match settings.rows.len() > 1 {
             true if *row == settings.baseline => "1 (baseline)".into(),
-            true => ratio(&document.comparisons, Metric::SloRate, row, point),
+            true => interval_of(&document.comparisons, Metric::SloRate, row, point),
             false => String::new(),
         };
         let _ = writeln!(
@@ -279,7 +290,7 @@ fn name(line: &Line) -> String {
     padded(&format!("{}{}", line.row, if line.client_bound { BOUND } else { "" }))
 }
 
-fn padded(row: &str) -> String {
+pub(super) fn padded(row: &str) -> String {
     if row.len() < NAME_WIDTH {
         return format!("{row:<NAME_WIDTH$}");
     }
@@ -302,7 +313,7 @@ fn microseconds(value: Option<f64>) -> String {
     }
 }
 
-fn ratio(comparisons: &[Comparison], metric: Metric, row: &str, point: &Point) -> String {
+pub(super) fn interval_of(comparisons: &[Comparison], metric: Metric, row: &str, point: &Point) -> String {
     let comparison = comparisons
         .iter()
         .find(|comparison| comparison.metric == metric && comparison.a == row && comparison.point == *point);

@@ -12,4 +12,5 @@ mod reports;
 mod search;
 mod selftest;
 mod serve;
+mod sweeping;
 mod wrong_servers;
