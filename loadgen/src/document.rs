@@ -14,7 +14,7 @@ use crate::{
     error::Error,
     output::RESULT,
     point::Point,
-    result::{Document, SCHEMA},
+    result::{Cell, Document, SCHEMA},
     verdict::Metric,
 };
 
@@ -22,6 +22,8 @@ use crate::{
 const BYTES_MAX: u64 = 512 << 20;
 /// Beyond it no number of a result is exact in every reader, and sums could overflow.
 const INTEGER_MAX: u64 = 1 << 53;
+/// Some three thousand years after 1970.
+const SECONDS_MAX: f64 = 1e11;
 const DETAIL_MAX: usize = 200;
 
 /// A result and where it was read.
@@ -159,10 +161,19 @@ fn contradiction(document: &Document) -> Option<String> {
     if let Some(cell) = stray {
         return Some(format!("a cell of {} over {} is not in its plan", cell.row, cell.point));
     }
+    if let Some(seconds) = cells.iter().find_map(impossible_time) {
+        return Some(format!("{seconds} seconds is no time of a window"));
+    }
     let stray = comparisons.iter().find(|one| {
         ![&one.a, &one.b].into_iter().all(|row| settings.rows.contains(row)) || !known(&one.point)
     });
     stray.map(|one| format!("a comparison of {} with {} over {} is not in its plan", one.a, one.b, one.point))
+}
+
+/// A time that no clock shows, and that no duration can hold.
+fn impossible_time(cell: &Cell) -> Option<f64> {
+    let times = [cell.window_opened_unix_seconds.unwrap_or(0.0), cell.window_seconds, cell.ramp_seconds];
+    times.into_iter().find(|seconds| !(0.0..=SECONDS_MAX).contains(seconds))
 }
 
 /// One line, of a length that can be read.
@@ -240,6 +251,8 @@ mod tests {
             ("/cells/0/histogram", json!("#"), "a histogram is no base64"),
             ("/cells/0/counts/requests", json!(u64::MAX), "larger than anything"),
             ("/cells/0/counts/requests", json!(-1), "invalid value"),
+            ("/cells/0/window_seconds", json!(-1), "no time of a window"),
+            ("/cells/0/ramp_seconds", json!(1e12), "no time of a window"),
             ("/settings/baseline", json!("other"), "none of its rows"),
             ("/settings/rows/0", json!("a\u{1b}[2J"), "no text that loadgen writes"),
             ("/settings/rounds", json!(1_000_000), "rounds are none"),

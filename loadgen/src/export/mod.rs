@@ -119,7 +119,10 @@ fn beside(path: &Path, word: &str) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
+    use crate::{document, report::text, summary};
 
     #[test]
     fn names_of_several_files_keep_their_ending() {
@@ -137,5 +140,49 @@ mod tests {
         assert!(twice.check().is_err());
         assert!(Exports { export_csv: Some("src".into()), ..Exports::default() }.check().is_err());
         assert!(Exports { export_csv: Some("a.csv".into()), ..Exports::default() }.check().is_ok());
+    }
+
+    /// All single values of a result with a way to each.
+    fn leaves(value: &Value, way: &str, found: &mut Vec<String>) {
+        match value {
+            Value::Array(values) => {
+                let few = values.iter().enumerate().take(1);
+                few.for_each(|(index, value)| leaves(value, &format!("{way}/{index}"), found));
+            }
+            Value::Object(fields) => {
+                fields.iter().for_each(|(name, value)| leaves(value, &format!("{way}/{name}"), found));
+            }
+            _ => found.push(way.to_owned()),
+        }
+    }
+
+    // Anybody can write a result: what is read must not panic, whatever it is.
+    #[test]
+    fn no_result_that_can_be_read_makes_a_screen_or_an_export_panic() {
+        let text = include_str!("../../../results/2026-11-21-6.18.44-fc-v669-8622a687090f/result.json");
+        let mut older = document::parse(text.as_bytes()).expect("a result");
+        older.cells.truncate(2);
+        older.cells[1].histogram = None;
+        let result: Value = serde_json::to_value(&older).expect("serialises");
+        let mut ways = Vec::new();
+        leaves(&result, "", &mut ways);
+        let mut read = 0;
+        for way in &ways {
+            for other in [json!(null), json!(0), json!(-1), json!(1e300), json!("é")] {
+                let mut changed = result.clone();
+                *changed.pointer_mut(way).expect(way) = other;
+                let Ok(mut document) = document::parse(changed.to_string().as_bytes()) else { continue };
+                read += 1;
+                for _ in 0..2 {
+                    let _ = text::screen(&document, Path::new("result.json"));
+                    let _ = (csv::render(&document), bencher::render(&document), hlog::render(&document));
+                    let _ =
+                        (github::bigger(&document), github::smaller(&document), github::ratios(&document));
+                    let _ = hgrm::render(&document);
+                    summary::conclude(&mut document);
+                }
+            }
+        }
+        assert!(read > ways.len() / 2, "many changes go unnoticed: {read} of {}", ways.len());
     }
 }
