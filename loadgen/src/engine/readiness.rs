@@ -51,6 +51,8 @@ pub(super) struct Readiness {
     buffer: Vec<u8>,
     /// Slots, with their generation, that may have something to receive.
     due: VecDeque<(usize, u32)>,
+    /// The same, of those that had their turn: who always has more must not keep the others from theirs.
+    due_next: VecDeque<(usize, u32)>,
     told: VecDeque<Event>,
     events: Vec<EpollEvent>,
 }
@@ -78,6 +80,7 @@ impl Readiness {
             target,
             buffer: vec![0; BUFFER_BYTES],
             due: VecDeque::new(),
+            due_next: VecDeque::new(),
             told: VecDeque::new(),
             events: vec![EpollEvent::empty(); EVENTS],
         })
@@ -130,6 +133,9 @@ impl Readiness {
         }
         slot.connecting = false;
         let result = if error == 0 { Ok(()) } else { Err(Errno::from_raw(error)) };
+        if result.is_err() {
+            slot.socket = None;
+        }
         self.told.push_back(Event::Connected { slot: index, result });
         error == 0
     }
@@ -162,7 +168,7 @@ impl Readiness {
             Ok(length) => {
                 // A short receive has emptied the socket, unless its end is behind it.
                 if length == self.buffer.len() || slot.ending {
-                    self.due.push_back((index, generation));
+                    self.due_next.push_back((index, generation));
                 }
                 Ok(Some(Lease::of_length(length)))
             }
@@ -174,7 +180,8 @@ impl Readiness {
 impl Wire for Readiness {
     fn connect(&mut self, slot: usize, socket: OwnedFd) {
         if let Err(errno) = self.start_connecting(slot, socket) {
-            self.slots[slot].connecting = false;
+            // Nothing more is to be heard of it.
+            self.slots[slot].socket = None;
             self.told.push_back(Event::Connected { slot, result: Err(errno) });
         }
     }
@@ -224,6 +231,7 @@ impl Wire for Readiness {
     }
 
     fn wait(&mut self, timeout: Duration) -> io::Result<()> {
+        self.due.append(&mut self.due_next);
         let mut count = self.epoll.wait(&mut self.events, EpollTimeout::ZERO).or_else(interrupted)?;
         if count == 0 && self.told.is_empty() && self.due.is_empty() && !timeout.is_zero() {
             // Its own waits are in milliseconds, which is too long between arrivals.
