@@ -96,6 +96,8 @@ pub(crate) enum Finding {
     Foreign { connection: u32, sequence: u64 },
     /// A whole reply of this connection that was answered before.
     Repeated { sequence: u64 },
+    /// A whole reply of this connection, while others are due before it.
+    OutOfOrder { sequence: u64 },
     /// Bytes that were never sent.
     Corrupted { offset: usize, expected: u8, got: u8 },
     /// Bytes that answer nothing.
@@ -108,6 +110,7 @@ impl Finding {
         match self {
             Self::Foreign { .. } => "foreign_reply",
             Self::Repeated { .. } => "repeated_reply",
+            Self::OutOfOrder { .. } => "out_of_order_reply",
             Self::Corrupted { .. } => "corrupted_reply",
             Self::Unsolicited { .. } => "unsolicited_bytes",
         }
@@ -124,6 +127,11 @@ impl fmt::Display for Finding {
             Self::Repeated { sequence } => write!(
                 f,
                 "got the reply of sequence {sequence} once more; the server must answer each request once"
+            ),
+            Self::OutOfOrder { sequence } => write!(
+                f,
+                "got the reply of sequence {sequence} instead; the server must answer in the order of the requests, \
+                 and leave none out"
             ),
             Self::Corrupted { offset, expected, got } => write!(
                 f,
@@ -147,6 +155,9 @@ pub(crate) fn diagnose(connection: u32, due: u64, expected: &[u8], got: &[u8]) -
         }
         if sequence < due {
             return Finding::Repeated { sequence };
+        }
+        if sequence > due {
+            return Finding::OutOfOrder { sequence };
         }
     }
     let differs = expected.iter().zip(got).position(|(expected, got)| expected != got);

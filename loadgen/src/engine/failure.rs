@@ -37,8 +37,8 @@ impl State<'_> {
     fn arrived(&self) -> String {
         let Connection { due, asked, .. } = self.connection;
         let of = match self.expected {
-            _ if asked.is_empty() => return "nothing was asked at that moment".into(),
             Some(bytes) => format!("{} of {bytes} bytes had come", self.connection.received()),
+            None if asked.is_empty() => return "nothing was asked at that moment".into(),
             None => "the response was not whole".into(),
         };
         format!("{of}, after {due} whole replies")
