@@ -85,7 +85,7 @@ pub(crate) fn raise_descriptor_limit() -> u64 {
 
 /// Whether this process may hold that many connections.
 pub(crate) fn check_descriptors(connections: usize, limit: u64) -> Result<(), Error> {
-    let needed = connections as u64 + DESCRIPTORS_OWN;
+    let needed = (connections as u64).saturating_add(DESCRIPTORS_OWN);
     if needed <= limit {
         return Ok(());
     }

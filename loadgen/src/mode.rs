@@ -42,6 +42,11 @@ const STREAM_BYTES: usize = 128 << 10;
 /// A deeper pipeline only fills the sockets' buffers.
 pub(crate) const PIPELINE_MAX: usize = 1024;
 
+/// About what a GET has beside its path.
+const HTTP_BYTES: usize = 64;
+/// A longer pause outlasts the window.
+const THINK_MAX: Duration = Duration::from_secs(3600);
+
 #[derive(Debug, Args)]
 pub(crate) struct ModeArgs {
     /// What connections are for
@@ -155,6 +160,7 @@ impl Manner {
     /// Refuses what contradicts itself, and what has no room in memory.
     pub(crate) fn check(&self, point: &Point) -> Result<(), Error> {
         let contradictions = [
+            (self.think > THINK_MAX, "the longest --think is 1h"),
             (
                 point.rate.is_some() && self.mode == Mode::Stream,
                 "--mode stream sends as fast as it can: leave out --rate",
@@ -201,13 +207,14 @@ impl Manner {
     /// Every connection keeps what it has sent until it is answered.
     fn check_memory(&self, point: &Point) -> Result<(), Error> {
         let senders = if self.mode == Mode::Push { 1 } else { point.connections };
-        let needed = (point.pipeline as u64 + 1) * point.size.largest() as u64 * senders as u64;
+        let largest = self.http.as_ref().map_or(point.size.largest(), |path| path.len() + HTTP_BYTES) as u64;
+        let needed = (point.pipeline as u64 + 1).saturating_mul(largest).saturating_mul(senders as u64);
         match machine::available_memory() {
             Some(available) if needed > available / 2 => Err(Error::machine(format!(
                 "{senders} connections with {} requests of {} under way take {} of the {} that are available; use \
                  fewer, or a smaller -s or -p",
                 point.pipeline,
-                units::bytes(point.size.largest() as u64),
+                units::bytes(largest),
                 units::bytes(needed),
                 units::bytes(available)
             ))),
