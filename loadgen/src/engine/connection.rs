@@ -56,7 +56,7 @@ pub(super) struct Asked {
 #[derive(Debug, Default)]
 pub(super) struct Connection {
     pub(super) stage: Stage,
-    /// When it began to connect, or to close.
+    /// When it began to connect, or was served, or began to close.
     since: Option<Instant>,
     /// When the request that it is made for was meant to be sent.
     pub(super) intended: Option<Instant>,
@@ -91,7 +91,7 @@ impl Connection {
         (self.stage, self.since) = (Stage::Absent, None);
     }
 
-    /// When it began to connect, or to close.
+    /// When it began to connect, or was served, or began to close.
     pub(super) fn since(&self) -> Option<Instant> {
         self.since
     }

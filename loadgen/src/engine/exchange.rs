@@ -93,6 +93,15 @@ impl<W: Wire> Engine<'_, W> {
         }
     }
 
+    pub(super) fn send_failed(&mut self, slot: usize, errno: Errno) {
+        if !self.load.may_be_cut_off() || !matches!(errno, Errno::EPIPE | Errno::ECONNRESET) {
+            self.broken("send", slot, errno);
+        } else if self.is_told_to_part(slot) {
+            self.part(slot);
+        }
+        // Else what was received before tells whether the server had said that it closes.
+    }
+
     pub(super) fn received(&mut self, slot: usize, result: Result<Option<Lease>, Errno>, more: bool) {
         match result {
             Ok(Some(lease)) => {
@@ -106,6 +115,7 @@ impl<W: Wire> Engine<'_, W> {
             Err(Errno::ENOBUFS) => self.parked.push_back(slot),
             Err(Errno::EINTR | Errno::EAGAIN) => self.wire.receive(slot),
             Ok(None) => self.ended(slot),
+            Err(Errno::ECONNRESET) if self.is_told_to_part(slot) => self.ended(slot),
             Err(errno) => {
                 self.connected -= 1;
                 self.broken("receive", slot, errno);
@@ -138,7 +148,7 @@ impl<W: Wire> Engine<'_, W> {
             Dialogue::Echo | Dialogue::Push => self.take_messages(slot, lease, now),
         }
         if self.load.churn.is_some() && self.connections[slot].asked.is_empty() {
-            self.connections[slot].stage = Stage::Served;
+            self.connections[slot].enter(Stage::Served, now);
         }
     }
 
@@ -187,7 +197,7 @@ impl<W: Wire> Engine<'_, W> {
                     connection.due += 1;
                     self.answered(slot, slot, due, 0, now);
                     if close {
-                        return self.server_closes(slot);
+                        self.server_closes(slot, now);
                     }
                 }
             }
@@ -195,12 +205,12 @@ impl<W: Wire> Engine<'_, W> {
     }
 
     /// The response was the last one on its connection: what else was asked there is asked again on the next.
-    fn server_closes(&mut self, slot: usize) {
+    fn server_closes(&mut self, slot: usize, now: Instant) {
         let unanswered = self.connections[slot].forget_all();
         if self.load.churn.is_none() {
             self.under_way -= unanswered;
         }
-        self.connections[slot].stage = Stage::Served;
+        self.connections[slot].enter(Stage::Served, now);
     }
 
     fn answered(&mut self, slot: usize, asker: usize, sequence: u64, bytes: usize, now: Instant) {

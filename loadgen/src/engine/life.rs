@@ -44,10 +44,13 @@ impl<W: Wire> Engine<'_, W> {
         Ok(())
     }
 
-    /// What has not begun to connect when the window closes never will.
+    /// What has not begun to connect when the window closes never will, unless it is for a request that has
+    /// arrived within it: that one counts, and is late.
     pub(super) fn forget_unopened(&mut self) {
-        if self.load.churn.is_some() {
-            self.under_way -= self.opening.len();
+        match (self.load.churn, &self.open) {
+            (Some(_), Some(_)) => return,
+            (Some(_), None) => self.under_way -= self.opening.len(),
+            (None, _) => {}
         }
         self.opening.clear();
     }
@@ -72,7 +75,8 @@ impl<W: Wire> Engine<'_, W> {
     pub(super) fn ended(&mut self, slot: usize) {
         match self.connections[slot].stage {
             Stage::Closing => self.put_away(slot, Farewell::Close),
-            Stage::Served => self.connections[slot].stage = Stage::Ended,
+            // Once more if it is told again, by what becomes of the own send.
+            Stage::Served | Stage::Ended => self.connections[slot].stage = Stage::Ended,
             _ => {
                 self.connected -= 1;
                 match self.verdict(slot) {
@@ -85,6 +89,13 @@ impl<W: Wire> Engine<'_, W> {
 
     pub(super) fn broken(&mut self, phase: &'static str, slot: usize, errno: Errno) {
         self.failures.broken(phase, slot, &state(self.load, &self.connections, slot), errno);
+    }
+
+    /// Whether the server has said that it closes here. If more was asked of it, which it has not read, it does so
+    /// by RST.
+    pub(super) fn is_told_to_part(&self, slot: usize) -> bool {
+        self.load.may_be_cut_off()
+            && matches!(self.connections[slot].stage, Stage::Served | Stage::Ended | Stage::Closing)
     }
 
     /// Ends a connection that is served, once its send is over as well.
@@ -136,6 +147,11 @@ impl<W: Wire> Engine<'_, W> {
 }
 
 impl Load {
+    /// Whether a server may close although more was asked of it.
+    pub(super) fn may_be_cut_off(&self) -> bool {
+        self.churn.is_none() && matches!(self.dialogue, Dialogue::Http(_))
+    }
+
     /// Whose messages come to this connection.
     pub(super) fn sender_to(&self, slot: usize) -> usize {
         if matches!(self.dialogue, Dialogue::Push) { 0 } else { slot }

@@ -396,7 +396,10 @@ impl<W: Wire> Engine<'_, W> {
                 self.enter_phase(Phase::Window, Instant::now());
                 self.open.iter_mut().for_each(|open| open.open_window(self.phase_began));
             }
-            Phase::Window if spent >= self.load.duration => self.close_window(watcher),
+            Phase::Window if spent >= self.load.duration => {
+                self.close_window(watcher);
+                self.begin_drain();
+            }
             Phase::Ping | Phase::Drain => return self.under_way == 0,
             _ => {}
         }
@@ -411,7 +414,7 @@ impl<W: Wire> Engine<'_, W> {
 
     fn begin_asking(&mut self, now: Instant) {
         self.open.iter_mut().for_each(|open| open.begin(now));
-        for slot in 0..self.load.connections {
+        for slot in (0..self.load.connections).filter(|slot| self.load.asks(*slot)) {
             if self.load.think.is_zero() {
                 self.go_on(slot);
             } else {
@@ -445,11 +448,14 @@ impl<W: Wire> Engine<'_, W> {
                     self.connections.iter().filter(|connection| !connection.served).count();
             }
         }
+    }
+
+    fn begin_drain(&mut self) {
         self.thinking.clear();
         match self.load.idle {
             Some(share) => self.ping(share),
             None => {
-                self.enter_phase(Phase::Drain, now);
+                self.enter_phase(Phase::Drain, Instant::now());
                 self.forget_unopened();
             }
         }
@@ -458,15 +464,15 @@ impl<W: Wire> Engine<'_, W> {
     /// Asks connections that are chosen at random once more.
     fn ping(&mut self, share: f64) {
         self.enter_phase(Phase::Ping, Instant::now());
-        let wanted = ((self.load.connections as f64 * share) as usize).clamp(1, self.load.connections);
+        let is_open = |slot: &usize| self.connections[*slot].stage == Stage::Open;
+        let mut open: Vec<usize> = (0..self.load.connections).filter(is_open).collect();
+        let wanted = ((self.load.connections as f64 * share) as usize).max(1).min(open.len());
         let mut random = Random(self.load.seed);
-        while self.counted.pinged < wanted {
-            let slot = (random.uniform() * self.load.connections as f64) as usize;
-            if self.connections[slot].asked.is_empty() {
-                self.ask(slot, None, Instant::now());
-                self.counted.pinged += 1;
-            }
+        for _ in 0..wanted {
+            let chosen = open.swap_remove((random.uniform() * open.len() as f64) as usize);
+            self.ask(chosen, None, Instant::now());
         }
+        self.counted.pinged = wanted;
     }
 
     /// How long to sleep at most: to the end of the phase, the next pause or arrival, or a tick.
@@ -499,7 +505,7 @@ impl<W: Wire> Engine<'_, W> {
                 self.failures.connect(slot, self.load.target, errno);
             }
             Event::Sent { slot, result: Ok(_) } => self.sent(slot),
-            Event::Sent { slot, result: Err(errno) } => self.broken("send", slot, errno),
+            Event::Sent { slot, result: Err(errno) } => self.send_failed(slot, errno),
             Event::Received { slot, result, more } => self.received(slot, result, more),
             Event::Cancelled => {}
         }
@@ -517,7 +523,7 @@ impl<W: Wire> Engine<'_, W> {
         let timeout = self.load.timeout;
         match self.connections[slot].stage {
             Stage::Connecting => self.failures.connect(slot, self.load.target, Errno::ETIMEDOUT),
-            Stage::Closing => self.failures.not_closed(slot, timeout),
+            Stage::Served | Stage::Ended | Stage::Closing => self.failures.not_closed(slot, timeout),
             _ => {
                 let slot = self.who_waits(slot);
                 match self.verdict(slot) {
