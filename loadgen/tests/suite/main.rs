@@ -7,6 +7,7 @@ mod differences;
 mod exports;
 mod idle;
 mod merging;
+mod modes;
 mod open_loop;
 mod reports;
 mod search;
