@@ -284,8 +284,8 @@ fn close_after_waits_for_a_peer_that_reads_late() {
 /// It goes on receiving while a send is in flight, and what gathers behind that has to go out before the close.
 #[test]
 fn close_after_on_raw_uring_sends_what_has_gathered() {
-    const PIECE: usize = 1000;
-    const PIECES: usize = 60;
+    const PIECE: usize = 3000;
+    const PIECES: usize = 20;
     for backend in ["raw-uring", "raw-uring:direct"] {
         let serving = Serving::start(backend, &["--close-after", &(PIECE * PIECES).to_string()]);
         for number in 0..2 {
