@@ -67,6 +67,19 @@ impl Exports {
         Ok(())
     }
 
+    /// Refuses to replace this file, which is what is exported.
+    pub(crate) fn spare(&self, result: &Path) -> Result<(), Error> {
+        let result = result.canonicalize().ok();
+        let replaces = |path: &&PathBuf| path.canonicalize().ok() == result;
+        match self.paths().into_iter().flatten().find(replaces) {
+            Some(path) if result.is_some() => Err(Error::usage(format!(
+                "cannot export to {}: that is the result itself; give the export the name of a file of its own",
+                path.display()
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether any was asked for.
     pub(crate) fn are_wanted(&self) -> bool {
         self.paths().into_iter().any(Option::is_some)

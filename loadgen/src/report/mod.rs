@@ -34,6 +34,7 @@ pub(crate) struct ReportArgs {
 pub(crate) fn again(args: &ReportArgs) -> Result<Exit, Error> {
     args.exports.check()?;
     let Loaded { mut document, path } = document::load(&args.result)?;
+    args.exports.spare(&path)?;
     if document.summary.is_none() {
         // Its run was killed.
         summary::conclude(&mut document);

@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::common::{folder, loadgen, run};
+use crate::common::{folder, loadgen, read_result, run};
 
 fn report(path: &Path, more: &[&str]) -> Output {
     loadgen(&["report"]).arg(path).args(more).output().expect("the binary runs")
@@ -59,6 +59,11 @@ fn an_export_of_a_result_is_the_export_of_its_run() {
     let again = report(&result, &["--export-csv", later.to_str().expect("text")]);
     assert_eq!(again.status.code(), Some(0), "{again:?}");
     assert_eq!(fs::read_to_string(own).expect("exported"), fs::read_to_string(later).expect("exported"));
+    let itself = result.join("../").join(result.file_name().expect("a name")).join("result.json");
+    let refused = report(&result, &["--export-csv", itself.to_str().expect("text")]);
+    assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+    assert!(text(&refused.stderr).contains("that is the result itself"), "{refused:?}");
+    assert!(read_result(&result).is_some(), "it is still there");
 }
 
 #[test]
