@@ -18,10 +18,11 @@ use crate::{
     plan::Order,
     point::Point,
     report::ReportArgs,
+    rows::{ComparisonArgs, RowArgs},
     selftest::SelftestArgs,
     serve::{Service, Way},
     slo::Objective,
-    spec::{Hired, Kind, Remote, Row, Spec},
+    spec::{Hired, Remote, Row, Spec},
     stats,
     sweep::SweepArgs,
     units,
@@ -99,34 +100,16 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 #[command(after_long_help = EXIT_CODES, args_override_self = true)]
 pub(crate) struct CompareArgs {
-    /// Rows to compare: io_uring (with variants :direct, :no-multishot, :latency), epoll, threads, and
-    /// their opponents without the library, raw-uring (with :direct), raw-epoll, raw-threads [default:
-    /// io_uring,epoll,threads, without --server]
-    #[arg(long, value_name = "LIST", value_delimiter = ',')]
-    backend: Vec<Spec>,
-    /// Another program as a row, after those of --backend: 'name=command {port}', which must echo every
-    /// byte, or with --http speak HTTP; may be repeated
-    #[arg(long, value_name = "NAME=COMMAND")]
-    server: Vec<Hired>,
+    #[command(flatten)]
+    rows: RowArgs,
     /// About a minute in all: 40 rounds of 100 ms after 50 ms of warm-up, unless said otherwise
     #[arg(long)]
     quick: bool,
     /// Rounds, fixed beforehand; a verdict takes at least 6 [default: 12, quick: 40]
     #[arg(long, value_name = "N", value_parser = rounds)]
     rounds: Option<usize>,
-    /// Order of the rows within a round
-    #[arg(long, value_enum, default_value_t = Order::Balanced)]
-    order: Order,
-    /// Row that the others are compared with [default: epoll if it is a row, else the last row]
-    #[arg(long, value_name = "ROW")]
-    baseline: Option<String>,
-    /// Smallest effect that counts as a difference
-    #[arg(long, value_name = "EFFECT", default_value = "2%", value_parser = units::effect)]
-    min_effect: f64,
-    /// One more row, the baseline again: what it seems to differ by is the noise floor, and no smaller
-    /// effect counts as a difference
-    #[arg(long)]
-    control: bool,
+    #[command(flatten)]
+    comparison: ComparisonArgs,
     #[command(flatten)]
     points: PointArgs,
     #[command(flatten)]
@@ -160,24 +143,13 @@ pub(crate) struct RunArgs {
                   between a 64th of that and all of it, halving the distance until it is 2 %."
 )]
 pub(crate) struct SearchArgs {
-    /// Rows, as for compare [default: io_uring,epoll,threads, without --server]
-    #[arg(long, value_name = "LIST", value_delimiter = ',')]
-    backend: Vec<Spec>,
-    /// Another program as a row: 'name=command {port}'; may be repeated
-    #[arg(long, value_name = "NAME=COMMAND")]
-    server: Vec<Hired>,
+    #[command(flatten)]
+    rows: RowArgs,
     /// Rounds, fixed beforehand; a verdict takes at least 6
     #[arg(long, value_name = "N", default_value_t = stats::ROUNDS_MIN, value_parser = rounds)]
     rounds: usize,
-    /// Order of the rows within a round
-    #[arg(long, value_enum, default_value_t = Order::Balanced)]
-    order: Order,
-    /// Row that the others are compared with [default: epoll if it is a row, else the last row]
-    #[arg(long, value_name = "ROW")]
-    baseline: Option<String>,
-    /// Smallest effect that counts as a difference
-    #[arg(long, value_name = "EFFECT", default_value = "2%", value_parser = units::effect)]
-    min_effect: f64,
+    #[command(flatten)]
+    comparison: ComparisonArgs,
     #[command(flatten)]
     points: PointArgs,
     #[command(flatten)]
@@ -187,12 +159,8 @@ pub(crate) struct SearchArgs {
 #[derive(Debug, Args)]
 #[command(after_long_help = EXIT_CODES, args_override_self = true)]
 pub(crate) struct IdleArgs {
-    /// Rows, as for compare [default: io_uring,epoll,threads, without --server]
-    #[arg(long, value_name = "LIST", value_delimiter = ',')]
-    backend: Vec<Spec>,
-    /// Another program as a row: 'name=command {port}'; may be repeated
-    #[arg(long, value_name = "NAME=COMMAND")]
-    server: Vec<Hired>,
+    #[command(flatten)]
+    rows: RowArgs,
     #[command(flatten)]
     points: PointArgs,
     #[command(flatten)]
@@ -400,24 +368,16 @@ impl CompareArgs {
     }
 
     pub(crate) fn settings(self) -> Result<Settings, Error> {
-        let rows = rows(self.backend, self.server);
+        let rows = self.rows.rows()?;
         if rows.len() < 2 {
             return Err(Error::usage(
                 "compare needs at least two rows of --backend and --server; use `loadgen run` for one",
             ));
         }
-        let rows = distinct(rows)?;
-        let names: Vec<String> = rows.iter().map(ToString::to_string).collect();
-        let baseline = baseline(&names, self.baseline.as_deref())?;
         let rounds = self.rounds.unwrap_or(if self.quick { QUICK_ROUNDS } else { ROUNDS });
         let length = if self.quick { QUICK } else { USUAL };
-        let mut settings = self.load.settings("compare", rows, length, self.points.into())?;
-        (settings.baseline, settings.rounds, settings.order) = (baseline, rounds, self.order);
-        settings.min_effect = self.min_effect;
-        if self.control {
-            settings.add_control();
-        }
-        Ok(settings)
+        let settings = self.load.settings("compare", rows, length, self.points.into())?;
+        self.comparison.apply(rounds, settings)
     }
 }
 
@@ -429,13 +389,8 @@ impl SearchArgs {
         if self.points.rate.is_some() {
             return Err(Error::usage("search finds the rate itself: leave out --rate"));
         }
-        let rows = distinct(rows(self.backend, self.server))?;
-        let names: Vec<String> = rows.iter().map(ToString::to_string).collect();
-        let baseline = baseline(&names, self.baseline.as_deref())?;
-        let mut settings = self.load.settings("search", rows, SHORT, self.points.into())?;
-        (settings.baseline, settings.rounds, settings.order) = (baseline, self.rounds, self.order);
-        settings.min_effect = self.min_effect;
-        Ok(settings)
+        let settings = self.load.settings("search", self.rows.rows()?, SHORT, self.points.into())?;
+        self.comparison.apply(self.rounds, settings)
     }
 }
 
@@ -449,36 +404,9 @@ impl IdleArgs {
         if self.points.connections.is_empty() {
             self.points.connections = vec![1_000];
         }
-        let rows = distinct(rows(self.backend, self.server))?;
-        let mut settings = self.load.settings("idle", rows, USUAL, self.points.into())?;
+        let mut settings = self.load.settings("idle", self.rows.rows()?, USUAL, self.points.into())?;
         settings.warmup = Duration::ZERO;
         Ok(settings)
-    }
-}
-
-pub(crate) fn distinct(rows: Vec<Row>) -> Result<Vec<Row>, Error> {
-    let names: Vec<String> = rows.iter().map(ToString::to_string).collect();
-    match names.iter().enumerate().find(|(at, name)| names[..*at].contains(name)) {
-        Some((_, twice)) => Err(Error::usage(format!("{twice} is named twice; name each row once"))),
-        None => Ok(rows),
-    }
-}
-
-pub(crate) fn rows(backends: Vec<Spec>, servers: Vec<Hired>) -> Vec<Row> {
-    let backends = match (backends.as_slice(), servers.as_slice()) {
-        ([], []) => [Kind::IoUring, Kind::Epoll, Kind::Threads].map(Spec::plain).to_vec(),
-        _ => backends,
-    };
-    backends.into_iter().map(Row::Backend).chain(servers.into_iter().map(Row::Hired)).collect()
-}
-
-pub(crate) fn baseline(rows: &[String], asked: Option<&str>) -> Result<usize, Error> {
-    let position = |wanted: &str| rows.iter().position(|row| row == wanted);
-    match asked {
-        Some(name) => position(name).ok_or_else(|| {
-            Error::usage(format!("--baseline {name} is no row; there are {}", rows.join(", ")))
-        }),
-        None => Ok(position(Kind::Epoll.name()).unwrap_or(rows.len() - 1)),
     }
 }
 

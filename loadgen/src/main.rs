@@ -28,6 +28,7 @@ mod point;
 mod raw;
 mod report;
 mod result;
+mod rows;
 mod search;
 mod selftest;
 mod serve;

@@ -204,17 +204,16 @@ pub(crate) fn comparisons(settings: &Recorded, cells: &[Cell]) -> Vec<Comparison
         .flat_map(|(row, point)| Metric::ALL.map(|metric| (row, point, metric)))
         .filter_map(|(row, point, metric)| compare(settings, cells, row, point, metric))
         .collect();
-    if let Some(control) = &settings.control {
-        raise_to_noise(&mut comparisons, control, settings.min_effect);
-    }
+    raise_to_noise(&mut comparisons, settings);
     comparisons
 }
 
 /// What the control seems to differ by is noise: no effect counts that is not larger.
-fn raise_to_noise(comparisons: &mut [Comparison], control: &str, min_effect: f64) {
+fn raise_to_noise(comparisons: &mut Vec<Comparison>, settings: &Recorded) {
+    let Some(control) = &settings.control else { return };
     let floors: Vec<(Point, Metric, f64)> = comparisons
         .iter()
-        .filter(|comparison| comparison.a == control)
+        .filter(|comparison| comparison.a == *control)
         .filter_map(|comparison| {
             let (low, high) = comparison.low.zip(comparison.high)?;
             Some((comparison.point.clone(), comparison.metric, (high - 1.0).max(1.0 / low - 1.0)))
@@ -228,7 +227,7 @@ fn raise_to_noise(comparisons: &mut [Comparison], control: &str, min_effect: f64
         comparison.noise_floor = Some(*floor);
         if comparison.verdict != Verdict::RateNotKept {
             comparison.verdict =
-                Verdict::of(comparison.metric, &comparison.estimate(), min_effect.max(*floor));
+                Verdict::of(comparison.metric, &comparison.estimate(), settings.min_effect.max(*floor));
         }
     }
 }
@@ -236,7 +235,10 @@ fn raise_to_noise(comparisons: &mut [Comparison], control: &str, min_effect: f64
 /// The rates that a search has found, against those of the baseline.
 fn compare_found(settings: &Recorded, found: &[Found]) -> Vec<Comparison> {
     let pairs = settings.others().flat_map(|row| settings.points.iter().map(move |point| (row, point)));
-    pairs.filter_map(|(row, point)| compare_rates(settings, found, row, point)).collect()
+    let mut comparisons =
+        pairs.filter_map(|(row, point)| compare_rates(settings, found, row, point)).collect();
+    raise_to_noise(&mut comparisons, settings);
+    comparisons
 }
 
 fn compare_rates(settings: &Recorded, found: &[Found], a: &str, point: &Point) -> Option<Comparison> {
@@ -250,7 +252,8 @@ fn compare_rates(settings: &Recorded, found: &[Found], a: &str, point: &Point) -
         rounds.filter_map(|round| Some(of_round(a, round)? / of_round(b, round)?)).collect();
     let estimate = stats::estimate(&ratios)?;
     let verdict = Verdict::of(Metric::SloRate, &estimate, settings.min_effect);
-    Some(Comparison::new(Metric::SloRate, (a, b), point, &estimate, ratios, verdict, true))
+    let primary = settings.control.as_deref() != Some(a);
+    Some(Comparison::new(Metric::SloRate, (a, b), point, &estimate, ratios, verdict, primary))
 }
 
 fn compare(

@@ -12,7 +12,8 @@ fn idle_connections_are_counted_weighed_and_pinged() {
     assert_valid(run.document());
     assert_eq!(run.document()["settings"]["mode"], "idle");
     let cells = run.document()["cells"].as_array().expect("cells");
-    assert_eq!(cells.len(), 4);
+    // One that the neighbours have spoiled is there twice.
+    assert_eq!(cells.iter().filter(|cell| cell["repeat"] == false).count(), 4);
     for cell in cells {
         let idle = &cell["idle"];
         assert_eq!((&idle["pinged"], &idle["answered"]), (&3.into(), &3.into()), "{cell:#}");

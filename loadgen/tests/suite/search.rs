@@ -65,7 +65,7 @@ fn wrong_searches_and_objectives_are_refused() {
 #[test]
 fn a_control_is_the_baseline_again_and_sets_the_noise_floor() {
     let line = ["compare", "--backend", "io_uring,epoll", "--control", "-c", "4", "-d", "30ms"];
-    let run = run("control", &[&line[..], &["--warmup", "10ms", "--rounds", "6"]].concat());
+    let run = run("control", &[&line[..], &["--warmup", "10ms", "--rounds", "10"]].concat());
     assert_eq!(run.code, Some(0), "{run:#?}");
     let document = run.document();
     assert_valid(document);
@@ -73,15 +73,16 @@ fn a_control_is_the_baseline_again_and_sets_the_noise_floor() {
     let cells = document["cells"].as_array().expect("an array");
     let of_control = cells.iter().filter(|cell| cell["row"] == "epoll again" && cell["repeat"] == false);
     assert!(of_control.clone().all(|cell| cell["server"]["backend"] == "epoll"));
-    assert_eq!(of_control.count(), 6);
+    assert_eq!(of_control.count(), 10);
     let comparisons = document["comparisons"].as_array().expect("an array");
     let rps = |row: &str| {
         comparisons.iter().find(|one| one["metric"] == "rps" && one["a"] == row).expect("compared")
     };
-    let (low, high) = (rps("epoll again")["low"].as_f64(), rps("epoll again")["high"].as_f64());
-    let floor = (high.expect("6 rounds") - 1.0).max(1.0 / low.expect("6 rounds") - 1.0);
-    let told = rps("io_uring")["noise_floor"].as_f64().expect("a floor");
-    assert!((told - floor).abs() < 1e-9, "{told} {floor}");
+    let ends = rps("epoll again")["low"].as_f64().zip(rps("epoll again")["high"].as_f64());
+    let floor = ends.map(|(low, high)| (high - 1.0).max(1.0 / low - 1.0));
+    // Rounds that the neighbours have spoiled may leave too few for an interval, and so for a floor.
+    let told = rps("io_uring")["noise_floor"].as_f64();
+    assert!(floor.zip(told).map_or(floor == told, |(floor, told)| (floor - told).abs() < 1e-9), "{told:?}");
     assert!(comparisons.iter().all(|one| one["primary"] == false || one["a"] == "io_uring"));
-    assert!(run.stdout.contains("are noise here"), "{}", run.stdout);
+    assert_eq!(run.stdout.contains("are noise here"), told.is_some(), "{}", run.stdout);
 }
