@@ -16,6 +16,8 @@ pub(crate) mod open_loop;
 mod readiness;
 mod ring;
 mod room;
+#[cfg(test)]
+mod simulated;
 mod sources;
 mod wire;
 
@@ -464,8 +466,10 @@ impl<W: Wire> Engine<'_, W> {
     /// Asks connections that are chosen at random once more.
     fn ping(&mut self, share: f64) {
         self.enter_phase(Phase::Ping, Instant::now());
-        let is_open = |slot: &usize| self.connections[*slot].stage == Stage::Open;
-        let mut open: Vec<usize> = (0..self.load.connections).filter(is_open).collect();
+        let (connections, wire) = (&self.connections, &mut self.wire);
+        let can_ask =
+            |slot: &usize| connections[*slot].stage == Stage::Open && wire.outgoing_mut(*slot).is_some();
+        let mut open: Vec<usize> = (0..self.load.connections).filter(can_ask).collect();
         let wanted = ((self.load.connections as f64 * share) as usize).max(1).min(open.len());
         let mut random = Random(self.load.seed);
         for _ in 0..wanted {
