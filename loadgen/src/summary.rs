@@ -10,6 +10,7 @@ use crate::{
     slo::Measured,
     stats,
     units::grouped,
+    validity::BUSY,
     verdict::{Metric, Verdict},
 };
 
@@ -284,9 +285,13 @@ fn compare(
 }
 
 /// What the verdict rests on: the rate, unless the client was at its limit in most cells of the row or of the
-/// baseline. Then the rate is the client's, and the server's cost tells more.
+/// baseline, for then the rate is the client's; or the servers of both were at theirs, for then the rate is
+/// the inverse of what a request costs, which a clock tells better that stands still while others have the core.
 fn primary_metric(settings: &Recorded, cells: &[Cell], row: &str, point: &Point) -> Metric {
-    if is_client_bound(cells, row, point) || is_client_bound(cells, &settings.baseline, point) {
+    let rows = [row, &settings.baseline];
+    if rows.iter().any(|row| is_client_bound(cells, row, point))
+        || rows.iter().all(|row| is_server_bound(cells, row, point))
+    {
         Metric::ServerCpuPerRequest
     } else {
         settings.primary_metric
@@ -296,6 +301,12 @@ fn primary_metric(settings: &Recorded, cells: &[Cell], row: &str, point: &Point)
 /// Whether the client was what limited a row's rate, in most of its cells.
 fn is_client_bound(cells: &[Cell], row: &str, point: &Point) -> bool {
     mostly_fails(cells, row, point, CLIENT_BOUND)
+}
+
+/// Whether the server was, which is what a closed loop is for.
+fn is_server_bound(cells: &[Cell], row: &str, point: &Point) -> bool {
+    let shares: Vec<f64> = counted(cells, row, point).filter_map(|cell| cell.costs.server_cpu_share).collect();
+    stats::median(&shares).is_some_and(|share| share > BUSY)
 }
 
 fn mostly_fails(cells: &[Cell], row: &str, point: &Point, check: &str) -> bool {
@@ -509,9 +520,14 @@ mod tests {
         let settings = crate::cli::CompareArgs::quick().settings().expect("valid");
         let settings = Recorded::of(&settings, Cpus::default());
         let primary = |row, point| primary_metric(&settings, &cells, row, point);
-        let point = &cells[0].point;
+        let point = &cells[0].point.clone();
         assert_eq!(primary("io_uring", point), Metric::ServerCpuPerRequest);
         assert_eq!(primary("threads", point), Metric::Rps);
+        cells.iter_mut().for_each(|cell| cell.costs.server_cpu_share = Some(0.99));
+        let primary = |row, point| primary_metric(&settings, &cells, row, point);
+        let point = &cells[0].point;
+        assert_eq!(primary("epoll", point), Metric::ServerCpuPerRequest, "both servers are at their limit");
+        assert_eq!(primary("threads", point), Metric::Rps, "of one nothing is known");
         let other = Point { pipeline: 2, ..point.clone() };
         assert_eq!(primary("io_uring", &other), Metric::Rps, "no cell is like this");
     }

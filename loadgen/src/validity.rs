@@ -8,8 +8,8 @@ use crate::{
     result::{Cell, Check, Paced},
 };
 
-/// Above this share of a CPU the client may be what limits the rate.
-const CLIENT_BOUND: f64 = 0.9;
+/// Above this share of a CPU the client, or the server, may be what limits the rate.
+pub(crate) const BUSY: f64 = 0.9;
 /// A rate that changes more within a window is no rate.
 const DRIFT_MAX: f64 = 0.1;
 /// An open loop that never sends a larger share of what arrives does not keep its rate.
@@ -45,9 +45,12 @@ pub(crate) fn of_client(settings: &Settings, cell: &Cell) -> Vec<Check> {
     // Who spins is always busy; then this check has nothing to say, and neither has the share.
     if let Some(share) = cell.costs.client_cpu_share {
         let detail = format!("the client used {:.0} % of a CPU", share * 100.0);
-        checks.push(Check::noted("client_not_saturated", share <= CLIENT_BOUND, detail));
+        checks.push(Check::noted("client_not_saturated", share <= BUSY, detail));
     }
     if !settings.is_idle() {
+        let served = counts.requests > 0;
+        let detail = format!("{} replies came within the window", counts.requests);
+        checks.push(Check::required("anything_served", served, detail));
         checks.extend(steadiness(&cell.series));
     }
     checks.extend(match cell.point.rate {
