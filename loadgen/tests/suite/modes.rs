@@ -19,10 +19,11 @@ use crate::common::{Run, SIZE, answering, assert_valid, loadgen, run, server};
 const CLIENTS: [&str; 2] = ["io_uring", "epoll"];
 const SERVERS: [&str; 6] = ["io_uring", "epoll", "threads", "raw-uring", "raw-epoll", "raw-threads"];
 
-/// Runs for a short while by this client; what comes later in a line wins.
+/// Runs for a short while by this client; what comes later in a line wins, except that -c makes a list.
 fn briefly(client: &str, test: &str, line: &[&str]) -> Run {
-    let usual = ["-c", "4", "-d", "250ms", "--warmup", "50ms", "--timeout", "10s", "--client", client];
-    run(&format!("{test}-{client}"), &[&["run"], &usual[..], line].concat())
+    let usual = ["-d", "250ms", "--warmup", "50ms", "--timeout", "10s", "--client", client];
+    let connections: &[&str] = if line.contains(&"-c") { &[] } else { &["-c", "4"] };
+    run(&format!("{test}-{client}"), &[&["run"], connections, &usual[..], line].concat())
 }
 
 fn against(client: &str, test: &str, address: SocketAddr, line: &[&str]) -> Run {
@@ -550,6 +551,26 @@ fn more_than_was_asked_for_is_found_also_behind_the_last_response() {
     for client in CLIENTS {
         let address = http(|_| ([LAST_PAGE, PAGE].concat(), Then::Part));
         get(client, "behind-last", address, &[]).assert_failed(5, &["answer no request"]);
+    }
+}
+
+/// What the client still sends then is never over by itself.
+#[test]
+fn a_server_that_ends_but_neither_reads_nor_closes_is_named() {
+    for client in CLIENTS {
+        let address = server(|mut stream, _| {
+            let mut first = [0; 4096];
+            let _ = stream.read_exact(&mut first);
+            let _ = stream.write_all(LAST_PAGE);
+            let _ = stream.shutdown(std::net::Shutdown::Write);
+            loop {
+                thread::park();
+            }
+        });
+        let target = format!("http://{address}/{}", "x".repeat(32 << 10));
+        let line = [&target, "-p", "1024", "-c", "1", "-d", "2s", "--timeout", "400ms"];
+        let run = briefly(client, "neither", &line);
+        run.assert_failed(5, &["the server did not close it within 400ms"]);
     }
 }
 
