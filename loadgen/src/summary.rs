@@ -305,7 +305,8 @@ fn is_client_bound(cells: &[Cell], row: &str, point: &Point) -> bool {
 
 /// Whether the server was, which is what a closed loop is for.
 fn is_server_bound(cells: &[Cell], row: &str, point: &Point) -> bool {
-    let shares: Vec<f64> = counted(cells, row, point).filter_map(|cell| cell.costs.server_cpu_share).collect();
+    let shares: Vec<f64> =
+        counted(cells, row, point).filter_map(|cell| cell.costs.server_cpu_share).collect();
     stats::median(&shares).is_some_and(|share| share > BUSY)
 }
 
