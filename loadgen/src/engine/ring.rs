@@ -34,8 +34,6 @@ const SUBMISSIONS: u32 = 4096;
 const COMPLETIONS_MIN: u32 = 4096;
 const COMPLETIONS_MAX: u32 = 65_536;
 const SUBMISSIONS_MIN: u32 = 64;
-/// A send takes microseconds, in which the later ones of a batch only wait: their latency would be the client's.
-const SENDS_AT_ONCE: usize = 8;
 const TEARDOWN: Duration = Duration::from_secs(1);
 const TEARDOWN_TURN: Duration = Duration::from_millis(20);
 const CONNECT: u64 = 0;
@@ -69,8 +67,6 @@ pub(super) struct Ring {
     single_receives: bool,
     in_flight: usize,
     waiting: VecDeque<squeue::Entry>,
-    /// Sends among those that wait.
-    sends_waiting: usize,
     completed: VecDeque<(u64, i32, u32)>,
 }
 
@@ -101,7 +97,6 @@ impl Ring {
             single_receives: plan.single_receives,
             in_flight: 0,
             waiting: VecDeque::new(),
-            sends_waiting: 0,
             completed: VecDeque::new(),
         })
     }
@@ -110,13 +105,6 @@ impl Ring {
     fn socket(&self, slot: usize) -> Fd {
         // An operation on no descriptor completes with EBADF.
         Fd(self.shared.slots[slot].socket.as_ref().map_or(-1, AsRawFd::as_raw_fd))
-    }
-
-    /// Starts what was queued, without waiting.
-    fn submit(&mut self) {
-        self.fill_submissions();
-        // What it leaves goes out with the next wait, which tells an error.
-        let _ = self.uring.submit();
     }
 
     fn wait_for(&mut self, completions: usize, timeout: Duration) -> io::Result<()> {
@@ -152,7 +140,6 @@ impl Ring {
 
     /// Moves entries into the submission queue as far as there is room, and says how many it holds.
     fn fill_submissions(&mut self) -> usize {
-        self.sends_waiting = 0;
         let mut submissions = self.uring.submission();
         while !submissions.is_full() {
             let Some(entry) = self.waiting.pop_front() else { break };
@@ -260,10 +247,6 @@ impl Wire for Ring {
             .flags(libc::MSG_WAITALL | libc::MSG_NOSIGNAL)
             .build();
         self.push(SEND, index, entry);
-        self.sends_waiting += 1;
-        if self.sends_waiting >= SENDS_AT_ONCE {
-            self.submit();
-        }
     }
 
     fn finish(&mut self, slot: usize) {
