@@ -48,9 +48,9 @@ pub(crate) fn run(
     let mut cell = Cell::new(settings.row_name(place.row), place);
     let outcome = match row {
         Row::Backend(_) | Row::Hired(_) => Server::start(row, service(settings, place), cpus.server)
-            .and_then(|server| measure_child(settings, place, server, interrupt, &mut cell)),
+            .and_then(|server| measure_child(settings, place, server, (cpus, interrupt), &mut cell)),
         Row::Remote(remote) => resolve(remote, settings.timeout)
-            .and_then(|target| measure_remote(settings, place, target, interrupt, &mut cell)),
+            .and_then(|target| measure_remote(settings, place, target, (cpus, interrupt), &mut cell)),
     };
     let error = outcome
         .err()
@@ -63,7 +63,7 @@ fn measure_child(
     settings: &Settings,
     place: &Place,
     mut server: Server,
-    interrupt: &Interrupt,
+    (cpus, interrupt): (Cpus, &Interrupt),
     cell: &mut Cell,
 ) -> Result<(), Error> {
     cell.server = Some(server.identity.clone());
@@ -71,13 +71,14 @@ fn measure_child(
     let (clock, pid) = (CpuClock::of(server.pid()), server.pid());
     let hired = matches!(settings.rows[place.row], Row::Hired(_));
     let before = settings.is_idle().then(|| Memory::read(Some(pid)));
-    let mut meter = Meter::new(interrupt, clock, Some(&mut server));
+    let mut meter = Meter::new(interrupt, cpus, clock, Some(&mut server));
     meter.memory_of = before.map(|_| pid);
     meter.family = hired.then_some(pid);
     let counted = engine::run(&load(settings, place, target)?, &mut meter)?;
     let (opened, closed, after) = (meter.opened, meter.closed, meter.memory);
-    let stats =
-        closed.and_then(|_| Some((server.stats(Mark::WindowOpened)?, server.stats(Mark::WindowClosed)?)));
+    let stats = closed
+        .filter(|_| !hired)
+        .and_then(|_| Some((server.stats(Mark::WindowOpened)?, server.stats(Mark::WindowClosed)?)));
     fill(cell, settings, &counted, opened.zip(closed));
     cell.idle =
         before.zip(after).map(|(before, after)| idle(&counted, place.point.connections, before, after));
@@ -95,10 +96,10 @@ fn measure_remote(
     settings: &Settings,
     place: &Place,
     target: SocketAddr,
-    interrupt: &Interrupt,
+    (cpus, interrupt): (Cpus, &Interrupt),
     cell: &mut Cell,
 ) -> Result<(), Error> {
-    let mut meter = Meter::new(interrupt, None, None);
+    let mut meter = Meter::new(interrupt, cpus, None, None);
     let counted = engine::run(&load(settings, place, target)?, &mut meter)?;
     fill(cell, settings, &counted, meter.opened.zip(meter.closed));
     counted.error.map_or(Ok(()), Err)
@@ -213,23 +214,30 @@ struct Meter<'a> {
     /// Whose memory is read when the window closes, and what was read.
     memory_of: Option<u32>,
     memory: Option<Memory>,
+    cpus: Cpus,
 }
 
 impl<'a> Meter<'a> {
-    fn new(interrupt: &'a Interrupt, clock: Option<CpuClock>, server: Option<&'a mut Server>) -> Self {
-        let family = None;
-        Self { interrupt, clock, family, server, opened: None, closed: None, memory_of: None, memory: None }
+    fn new(
+        interrupt: &'a Interrupt,
+        cpus: Cpus,
+        clock: Option<CpuClock>,
+        server: Option<&'a mut Server>,
+    ) -> Self {
+        let (family, memory_of) = (None, None);
+        Self { interrupt, clock, family, server, opened: None, closed: None, memory_of, memory: None, cpus }
     }
 
     fn read(&mut self, mark: Mark) -> Reading {
-        if let Some(server) = &mut self.server {
+        // Another program has no account, and looking for one would cost it part of the window.
+        if let Some(server) = self.server.as_mut().filter(|_| self.family.is_none()) {
             server.request_stats(mark);
         }
         Reading {
             at: SystemTime::now(),
             client: None,
             server: self.clock.as_ref().and_then(CpuClock::read),
-            ticks: CpuTicks::read(),
+            ticks: CpuTicks::read(self.cpus),
             tcp: TcpTrouble::read(),
         }
     }
@@ -237,7 +245,7 @@ impl<'a> Meter<'a> {
 
 impl Watcher for Meter<'_> {
     fn connected(&mut self) {
-        self.clock = self.family.map_or(self.clock.take(), |pid| Some(CpuClock::of_family(pid)));
+        self.clock = self.family.map_or(self.clock.take(), |pid| Some(CpuClock::of_descendants(pid)));
     }
 
     fn window_opened(&mut self) {
@@ -278,6 +286,7 @@ fn fill(cell: &mut Cell, settings: &Settings, counted: &Counted, readings: Optio
     cell.latency = Latency::of(&counted.latency);
     cell.histogram = Some(counted.latency.clone());
     cell.paced = counted.paced.as_ref().map(Paced::from);
+    cell.response = counted.response;
     cell.series.clone_from(&counted.series);
     cell.errors.clone_from(&counted.failures);
     if let Some((opened, closed)) = readings {
@@ -322,7 +331,8 @@ fn fill_server_costs(
     window: Option<(ServerStats, ServerStats)>,
     last: Option<&ServerStats>,
 ) {
-    let size = cell.point.size.mean();
+    // Of a mix the sizes that were really sent: their mean may be off by per cents.
+    let size = cell.counts.bytes_each_way as f64 / (cell.counts.requests as f64).max(1.0);
     let costs = &mut cell.costs;
     costs.server_peak_memory_bytes = last.and_then(|stats| stats.peak_memory_bytes);
     let Some((opened, closed)) = window else { return };

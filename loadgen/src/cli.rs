@@ -176,11 +176,11 @@ pub(crate) struct LoadArgs {
     /// Load before the window [default: 1s, quick: 50ms, search and sweep: 200ms]
     #[arg(long, value_name = "TIME", value_parser = units::duration_or_zero)]
     warmup: Option<Duration>,
-    /// How requests arrive [default: poisson]
-    #[arg(long, value_enum, requires = "rate")]
+    /// How requests arrive in an open loop [default: poisson]
+    #[arg(long, value_enum)]
     arrival: Option<Arrival>,
-    /// How the client waits for the next arrival [default: sleep]
-    #[arg(long, value_enum, requires = "rate")]
+    /// How the client waits for the next arrival in an open loop [default: sleep]
+    #[arg(long, value_enum)]
     pace: Option<Pace>,
     #[command(flatten)]
     mode: ModeArgs,
@@ -347,6 +347,11 @@ impl Settings {
         self.points.iter().any(|point| point.rate.is_some())
     }
 
+    /// Whether requests arrive by the clock, at least in a search's probes.
+    pub(crate) fn has_arrivals(&self) -> bool {
+        self.is_paced() || self.is_search()
+    }
+
     /// What the verdict rests on: at a given rate, what it costs.
     pub(crate) fn primary_metric(&self) -> Metric {
         match () {
@@ -369,9 +374,9 @@ impl CompareArgs {
 
     pub(crate) fn settings(self) -> Result<Settings, Error> {
         let rows = self.rows.rows()?;
-        if rows.len() < 2 {
+        if rows.len() < 2 && !self.comparison.has_control() {
             return Err(Error::usage(
-                "compare needs at least two rows of --backend and --server; use `loadgen run` for one",
+                "compare needs at least two rows of --backend and --server, or --control; use `loadgen run` for one",
             ));
         }
         let rounds = self.rounds.unwrap_or(if self.quick { QUICK_ROUNDS } else { ROUNDS });
@@ -388,6 +393,11 @@ impl SearchArgs {
         }
         if self.points.rate.is_some() {
             return Err(Error::usage("search finds the rate itself: leave out --rate"));
+        }
+        if let Some(objective) = self.load.slo.iter().find(|objective| objective.is_rate()) {
+            return Err(Error::usage(format!(
+                "a search finds the rate itself: leave out --slo {objective}, and say what it is to keep"
+            )));
         }
         let settings = self.load.settings("search", self.rows.rows()?, SHORT, self.points.into())?;
         self.comparison.apply(self.rounds, settings)
@@ -439,6 +449,9 @@ impl LoadArgs {
         let points = axes.points(&manner)?;
         // A search makes open loops of them.
         let paced = points.iter().any(|point| point.rate.is_some()) || command == "search";
+        if !paced && (self.arrival.is_some() || self.pace.is_some()) {
+            return Err(Error::usage("--arrival and --pace are about an open loop: add --rate"));
+        }
         if let Some(objective) = self.slo.iter().find(|objective| objective.needs_rate() && !paced) {
             return Err(Error::usage(format!(
                 "--slo {objective} is about an open loop: add --rate, or write it as latency"

@@ -24,6 +24,9 @@ const BYTES_MAX: u64 = 512 << 20;
 const INTEGER_MAX: u64 = 1 << 53;
 /// Some three thousand years after 1970.
 const SECONDS_MAX: f64 = 1e11;
+/// Far beyond what anybody compares at once.
+const ROWS_MAX: usize = 256;
+const POINTS_MAX: usize = 4096;
 const DETAIL_MAX: usize = 200;
 
 /// A result and where it was read.
@@ -77,6 +80,12 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Document, String> {
         _ => return Err(foreign.into()),
     }
     upgrade(&mut value);
+    // What is shown on a screen must not be able to take it over.
+    if let Some(text) =
+        ["settings", "summary", "loadgen_version"].iter().find_map(|part| unprintable(&value[part]))
+    {
+        return Err(broken(&format!("{text:?} is no text that loadgen writes")));
+    }
     if let Some(integer) = too_large(&value) {
         return Err(broken(&format!("{integer} is larger than anything that loadgen counts")));
     }
@@ -118,6 +127,16 @@ fn upgrade(document: &mut Value) -> Option<()> {
     Some(())
 }
 
+/// The first text that holds what no screen should be sent.
+fn unprintable(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => text.chars().any(char::is_control).then(|| text.clone()),
+        Value::Array(values) => values.iter().find_map(unprintable),
+        Value::Object(fields) => fields.values().find_map(unprintable),
+        _ => None,
+    }
+}
+
 /// The first integer that is too large, except that a seed may be any.
 fn too_large(value: &Value) -> Option<u64> {
     match value {
@@ -133,13 +152,7 @@ fn too_large(value: &Value) -> Option<u64> {
 
 /// What in a result does not fit together.
 fn contradiction(document: &Document) -> Option<String> {
-    let Document { settings, cells, comparisons, summary, .. } = document;
-    let texts = summary
-        .iter()
-        .flat_map(|summary| [&summary.verified, &summary.valid].into_iter().chain(&summary.verdict));
-    if let Some(text) = settings.rows.iter().chain(texts).find(|text| text.chars().any(char::is_control)) {
-        return Some(format!("{text:?} is no text that loadgen writes"));
-    }
+    let Document { settings, cells, comparisons, .. } = document;
     if !settings.rows.contains(&settings.baseline) {
         return Some("its baseline is none of its rows".into());
     }
@@ -160,6 +173,21 @@ fn contradiction(document: &Document) -> Option<String> {
     let stray = cells.iter().find(|cell| !settings.rows.contains(&cell.row) || !known(&cell.point));
     if let Some(cell) = stray {
         return Some(format!("a cell of {} over {} is not in its plan", cell.row, cell.point));
+    }
+    if settings.rows.len() > ROWS_MAX || settings.points.len() > POINTS_MAX {
+        return Some(format!(
+            "{} rows at {} points are more than any run has",
+            settings.rows.len(),
+            settings.points.len()
+        ));
+    }
+    if comparisons.iter().any(|one| one.ratios.len() > ROUNDS_MAX) {
+        return Some("a comparison has more ratios than a run has rounds".into());
+    }
+    // Each may be there twice, if it was spoiled; a search has many probes.
+    let most = 2 * settings.rows.len() * settings.points.len() * settings.rounds;
+    if !search && cells.len() > most {
+        return Some(format!("{} cells are more than its plan has", cells.len()));
     }
     if let Some(seconds) = cells.iter().find_map(impossible_time) {
         return Some(format!("{seconds} seconds is no time of a window"));

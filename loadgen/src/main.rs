@@ -31,6 +31,7 @@ mod result;
 mod rows;
 mod search;
 mod selftest;
+mod sentences;
 mod serve;
 mod session;
 mod slo;

@@ -12,8 +12,10 @@ use nix::{
 };
 use serde::{Deserialize, Serialize};
 
-/// The CPU clock of a process, or of a process and all that descend from it. It keeps the time of
-/// threads that have ended.
+use crate::pinning::Cpus;
+
+/// The CPU clock of a process, or of all that descend from one. It keeps the time of threads that have
+/// ended.
 #[derive(Clone, Debug)]
 pub(crate) enum CpuClock {
     Process(ClockId),
@@ -30,8 +32,8 @@ impl CpuClock {
     }
 
     /// The clocks of those who are there now: finding them takes long, reading them does not.
-    pub(crate) fn of_family(root: u32) -> Self {
-        let members = family(root);
+    pub(crate) fn of_descendants(root: u32) -> Self {
+        let members = descendants(root);
         let clocks = members.iter().filter_map(|pid| clock_of(*pid)).collect();
         Self::Family { root, members, clocks }
     }
@@ -51,7 +53,7 @@ impl CpuClock {
     pub(crate) fn is_whole(&self) -> bool {
         match self {
             Self::Process(_) => true,
-            Self::Family { root, members, .. } => family(*root) == *members,
+            Self::Family { root, members, .. } => descendants(*root) == *members,
         }
     }
 }
@@ -70,6 +72,11 @@ pub(crate) fn family(pid: u32) -> Vec<u32> {
         next += 1;
     }
     family
+}
+
+/// All that descend from a process.
+fn descendants(pid: u32) -> Vec<u32> {
+    family(pid).split_off(1)
 }
 
 /// Whether a process is there and not only waiting to be reaped.
@@ -196,7 +203,7 @@ fn kibibytes(text: &str, name: &str) -> Option<u64> {
     Some(value.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
-/// Time of all CPUs since boot, in ticks.
+/// Time since boot, in ticks: of the CPUs of server and client, or of all if they have none of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CpuTicks {
     stolen: u64,
@@ -204,15 +211,23 @@ pub(crate) struct CpuTicks {
 }
 
 impl CpuTicks {
-    pub(crate) fn read() -> Option<Self> {
-        Self::parse(&fs::read_to_string("/proc/stat").ok()?)
+    pub(crate) fn read(cpus: Cpus) -> Option<Self> {
+        let stat = fs::read_to_string("/proc/stat").ok()?;
+        match (cpus.server, cpus.client) {
+            (Some(server), Some(client)) => {
+                let one = Self::parse(&stat, &format!("cpu{server} "))?;
+                let other = Self::parse(&stat, &format!("cpu{client} "))?;
+                Some(Self { stolen: one.stolen + other.stolen, all: one.all + other.all })
+            }
+            _ => Self::parse(&stat, "cpu "),
+        }
     }
 
-    fn parse(stat: &str) -> Option<Self> {
+    fn parse(stat: &str, name: &str) -> Option<Self> {
         // user nice system idle iowait irq softirq steal; guest time is part of user time.
         let ticks: Vec<u64> = stat
             .lines()
-            .find_map(|line| line.strip_prefix("cpu "))?
+            .find_map(|line| line.strip_prefix(name))?
             .split_whitespace()
             .take(8)
             .map_while(|field| field.parse().ok())
@@ -244,11 +259,14 @@ mod tests {
 
     #[test]
     fn stolen_time_is_a_share_of_all_time() {
-        let before = CpuTicks::parse("cpu  10 0 10 70 0 0 0 10 5 5\ncpu0 1 1 1 1 1 1 1 1\n").expect("valid");
-        let after = CpuTicks::parse("cpu  50 0 20 110 0 0 0 20 5 5\n").expect("valid");
+        let before =
+            CpuTicks::parse("cpu  10 0 10 70 0 0 0 10 5 5\ncpu0 1 1 1 1 1 1 1 1\n", "cpu ").expect("valid");
+        let after = CpuTicks::parse("cpu  50 0 20 110 0 0 0 20 5 5\n", "cpu ").expect("valid");
         assert_eq!(before.stolen_share(after), Some(0.1));
         assert_eq!(before.stolen_share(before), None);
-        assert_eq!(CpuTicks::parse("cpu 1 2 3\n"), None);
+        assert_eq!(CpuTicks::parse("cpu 1 2 3\n", "cpu "), None);
+        let one = CpuTicks::parse("cpu  9 9 9 9 9 9 9 9\ncpu1 1 1 1 1 1 1 1 2\n", "cpu1 ");
+        assert_eq!(one, Some(CpuTicks { stolen: 2, all: 9 }));
     }
 
     #[test]

@@ -161,6 +161,7 @@ impl Manner {
     pub(crate) fn check(&self, point: &Point) -> Result<(), Error> {
         let contradictions = [
             (self.think > THINK_MAX, "the longest --think is 1h"),
+            (self.mode == Mode::Idle && point.pipeline > 1, "idle connections ask nothing: leave out -p"),
             (
                 point.rate.is_some() && self.mode == Mode::Stream,
                 "--mode stream sends as fast as it can: leave out --rate",

@@ -53,11 +53,18 @@ impl Output {
     }
 
     fn write(&self, name: &str, text: &str) -> Result<(), Error> {
-        let (path, aside) = (self.folder.join(name), self.folder.join(format!(".{name}.new")));
-        fs::write(&aside, text).and_then(|()| fs::rename(&aside, &path)).map_err(|error| {
+        let path = self.folder.join(name);
+        replace(&path, text).map_err(|error| {
             Error::machine(format!("cannot write {}: {error}; is the disk full?", path.display()))
         })
     }
+}
+
+/// Writes a file aside and renames it, so that it is there whole or not at all.
+pub(crate) fn replace(path: &Path, text: &str) -> io::Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let aside = path.with_file_name(format!(".{name}.new"));
+    fs::write(&aside, text).and_then(|()| fs::rename(&aside, path))
 }
 
 fn default_folder(git: Option<&Git>) -> PathBuf {

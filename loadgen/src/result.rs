@@ -12,7 +12,7 @@ use crate::{
     control::Identity,
     engine::{Failure, open_loop::PacedCounts},
     error::Error,
-    histogram,
+    histogram, http,
     machine::{Git, Machine},
     measure::TcpTrouble,
     mode::{CHURN, IDLE, PUSH},
@@ -135,8 +135,8 @@ impl Recorded {
             duration_seconds: settings.duration.as_secs_f64(),
             warmup_seconds: settings.warmup.as_secs_f64(),
             timeout_seconds: settings.timeout.as_secs_f64(),
-            arrival: settings.is_paced().then(|| word(settings.arrival)).flatten(),
-            pace: settings.is_paced().then(|| word(settings.pace)).flatten(),
+            arrival: settings.has_arrivals().then(|| word(settings.arrival)).flatten(),
+            pace: settings.has_arrivals().then(|| word(settings.pace)).flatten(),
             seed: settings.seed,
             verify: settings.verify.name().into(),
             client: word(settings.manner.client).unwrap_or_default(),
@@ -169,6 +169,11 @@ impl Recorded {
         self.rows.len() > 1 && !self.is_idle()
     }
 
+    /// The rows of which a verdict is given: the control is there for their sake.
+    pub(crate) fn judged(&self) -> impl Iterator<Item = &String> {
+        self.others().filter(|row| self.control.as_ref() != Some(*row))
+    }
+
     /// The rows that are compared with the baseline.
     pub(crate) fn others(&self) -> impl Iterator<Item = &String> {
         self.rows.iter().filter(|row| **row != self.baseline)
@@ -186,6 +191,12 @@ pub(crate) struct Found {
     pub(crate) peak: f64,
     /// null if they were not met at any rate that was tried.
     pub(crate) slo_rate: Option<u64>,
+    /// Whether they were met at every rate that was tried: the row may do more.
+    #[serde(default)]
+    pub(crate) at_ceiling: bool,
+    /// Whether the client was at its limit at that rate: the row may do more.
+    #[serde(default)]
+    pub(crate) client_bound: bool,
 }
 
 /// As the command line spells it.
@@ -219,6 +230,9 @@ pub(crate) struct Cell {
     pub(crate) histogram: Option<Histogram<u64>>,
     /// null in a closed loop.
     pub(crate) paced: Option<Paced>,
+    /// What every response was like; null unless HTTP is spoken.
+    #[serde(default)]
+    pub(crate) response: Option<http::Response>,
     /// null unless the connections were idle.
     pub(crate) idle: Option<Idle>,
     /// Requests of each tenth of a second of the window.
@@ -250,6 +264,7 @@ impl Cell {
             latency: None,
             histogram: None,
             paced: None,
+            response: None,
             idle: None,
             series: Vec::new(),
             costs: Costs::default(),
@@ -323,7 +338,8 @@ pub(crate) struct Counts {
     pub(crate) connections_starved: usize,
 }
 
-/// Time from sending a request to its whole reply.
+/// Time from sending a request to its whole reply; in an open loop from the moment that was meant, with churn from
+/// the beginning of the connection.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Latency {
     pub(crate) mean_us: f64,

@@ -47,6 +47,11 @@ impl RowArgs {
 }
 
 impl ComparisonArgs {
+    /// Whether there is one more row, the baseline again.
+    pub(crate) fn has_control(&self) -> bool {
+        self.control
+    }
+
     /// Completes the settings of a comparison in so many rounds.
     pub(crate) fn apply(self, rounds: usize, mut settings: Settings) -> Result<Settings, Error> {
         let names: Vec<String> = settings.rows.iter().map(ToString::to_string).collect();

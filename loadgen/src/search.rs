@@ -11,6 +11,7 @@ const PRECISION: f64 = 1.02;
 #[derive(Debug)]
 pub(crate) struct Bisection {
     least: u64,
+    most: f64,
     met: Option<u64>,
     unmet: f64,
 }
@@ -19,7 +20,8 @@ impl Bisection {
     /// Between a part of this rate, which a row reaches at its best, and all of it.
     pub(crate) fn below(peak: f64) -> Self {
         let least = (peak * LEAST_SHARE).max(1.0) as u64;
-        Self { least, met: None, unmet: (peak * GREATEST_SHARE).max(2.0) }
+        let most = (peak * GREATEST_SHARE).max(2.0);
+        Self { least, most, met: None, unmet: most }
     }
 
     /// The next rate to be tried; None if enough is known.
@@ -40,6 +42,11 @@ impl Bisection {
         } else {
             self.unmet = rate as f64;
         }
+    }
+
+    /// Whether they were met at every rate that was tried.
+    pub(crate) fn is_at_ceiling(&self) -> bool {
+        self.unmet == self.most && self.met.is_some()
     }
 
     /// The highest rate at which they were met.
@@ -75,6 +82,12 @@ mod tests {
     #[test]
     fn a_row_that_meets_them_at_any_rate_is_found_near_its_peak() {
         let (found, _) = search(100_000.0, u64::MAX);
+        let mut bisection = Bisection::below(100.0);
+        assert!(!bisection.is_at_ceiling(), "nothing was tried");
+        bisection.tell(50, true);
+        assert!(bisection.is_at_ceiling());
+        bisection.tell(80, false);
+        assert!(!bisection.is_at_ceiling());
         assert!(found.is_some_and(|found| (103_000..105_001).contains(&found)), "{found:?}");
     }
 

@@ -1,6 +1,9 @@
 //! A whole measurement: the plan carried out cell by cell, kept on disk after each of them.
 
-use std::{path::Path, time::SystemTime};
+use std::{
+    path::Path,
+    time::{Duration, Instant, SystemTime},
+};
 
 use crate::{
     cell::{self, Place},
@@ -8,15 +11,20 @@ use crate::{
     error::{Error, Exit},
     interrupt::Interrupt,
     machine::{self, Git, Machine},
+    message::Verify,
+    mode::Mode,
     output::Output,
     pinning::{self, Cpus},
     plan,
     point::Point,
     report::{self, text},
-    result::{Check, Document, Found, Recorded, SCHEMA},
+    result::{Cell, Check, Document, Found, Recorded, SCHEMA},
     search::Bisection,
-    summary,
+    summary::{self, CLIENT_BOUND},
 };
+
+/// How much of a run may be lost to a sudden end.
+const KEEP: Duration = Duration::from_secs(1);
 
 /// Measures what the settings say, and says how the process should end.
 pub(crate) fn measure(settings: &Settings) -> Result<Exit, Error> {
@@ -45,6 +53,8 @@ struct Session<'a> {
     output: Output,
     plan: Vec<Vec<usize>>,
     document: Document,
+    /// When the result was last written.
+    kept: Option<Instant>,
 }
 
 impl<'a> Session<'a> {
@@ -77,7 +87,7 @@ impl<'a> Session<'a> {
             summary: None,
             merged_from: Vec::new(),
         };
-        Self { settings, cpus, interrupt, output, plan, document }
+        Self { settings, cpus, interrupt, output, plan, document, kept: None }
     }
 
     /// Rounds outside, points within: a drift of the machine meets all of them alike.
@@ -102,7 +112,10 @@ impl<'a> Session<'a> {
     /// How fast a row answers at all, and then at which rate it meets the objectives.
     fn search(&mut self, place: Place, row: &str) -> Result<(), Error> {
         self.measure_cell(place.clone())?;
-        let peak = self.document.cells.last().and_then(|cell| cell.rps).unwrap_or(0.0);
+        let replies = self.document.cells.last().and_then(|cell| cell.rps).unwrap_or(0.0);
+        // Each request of a push has as many replies as there are connections.
+        let audience = if self.settings.manner.mode == Mode::Push { place.point.connections } else { 1 };
+        let (peak, mut client_bound) = (replies / audience as f64, false);
         let mut bisection = Bisection::below(peak);
         while let Some(rate) = bisection.next() {
             let point = Point { rate: Some(rate), ..place.point.clone() };
@@ -111,10 +124,15 @@ impl<'a> Session<'a> {
                 let objectives = &self.settings.objectives;
                 cell.counts_as_probe() && objectives.iter().all(|objective| objective.is_met(cell.measured()))
             });
+            if met {
+                let last = self.document.cells.last();
+                client_bound = last.is_some_and(|cell| summary::failed(cell, CLIENT_BOUND));
+            }
             bisection.tell(rate, met);
         }
         let Place { round, point, .. } = place;
-        let found = Found { row: row.into(), round, point, peak, slo_rate: bisection.found() };
+        let (slo_rate, at_ceiling) = (bisection.found(), bisection.is_at_ceiling());
+        let found = Found { row: row.into(), round, point, peak, slo_rate, at_ceiling, client_bound };
         report::progress(&text::found(&found));
         self.document.found.push(found);
         Ok(())
@@ -126,15 +144,32 @@ impl<'a> Session<'a> {
         cell.probe = self.settings.is_search();
         let spoiled = cell.spoiled;
         report::progress(&text::progress(&cell, &self.document.settings));
+        let error = error.or_else(|| self.another_page(&cell));
         self.document.cells.push(cell);
-        // Kept at once: whatever ends this process, its cells stay, marked as incomplete.
-        self.output.write_result(&self.document)?;
+        // Whatever ends this process, its cells stay, marked as incomplete. Not after each of very many, as all are
+        // written anew each time.
+        if error.is_some() || self.kept.is_none_or(|kept| kept.elapsed() >= KEEP) {
+            self.output.write_result(&self.document)?;
+            self.kept = Some(Instant::now());
+        }
         match error {
             Some(error) => Err(error),
             None if self.interrupt.came() => Err(Error::interrupted()),
             None if spoiled && !place.repeat => self.measure_cell(Place { repeat: true, ..place }),
             None => Ok(()),
         }
+    }
+
+    /// Rows are compared by what they do, so all must do the same.
+    fn another_page(&self, cell: &Cell) -> Option<Error> {
+        let got = cell.response.filter(|_| self.settings.verify != Verify::Off)?;
+        let (other, first) = self.document.cells.iter().find_map(|cell| Some((&cell.row, cell.response?)))?;
+        let row = &cell.row;
+        (got != first).then(|| {
+            Error::verification(format!(
+                "{row} answers {got}, {other} answered {first}; let all rows serve the same page, or say --verify off"
+            ))
+        })
     }
 
     fn conclude(mut self, error: Option<Error>) -> Result<Exit, Error> {

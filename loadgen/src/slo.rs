@@ -129,6 +129,11 @@ impl Objective {
         matches!(self.subject, Subject::Time(Time::Response | Time::Service | Time::Lag, _))
     }
 
+    /// Whether it is about the rate itself.
+    pub(crate) fn is_rate(&self) -> bool {
+        self.subject == Subject::Rate
+    }
+
     /// What was measured of it, in its own unit.
     pub(crate) fn value(&self, measured: Measured<'_>) -> Option<f64> {
         match self.subject {

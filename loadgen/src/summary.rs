@@ -1,29 +1,22 @@
-//! What the cells amount to: a line a row, the comparisons, and what can be said about them.
+//! What the cells amount to: a line a row, and the comparisons.
 
 use hdrhistogram::Histogram;
 
 use crate::{
     histogram::sum,
     objectives,
-    point::{Distinction, Point},
+    point::Point,
     result::{Cell, Comparison, Document, Found, Latency, Paced, Recorded, Summary},
+    sentences,
     slo::Measured,
     stats,
-    units::grouped,
-    validity::BUSY,
     verdict::{Metric, Verdict},
 };
 
-const CLIENT_BOUND: &str = "client_not_saturated";
-const RATE_KEPT: &str = "rate_kept";
-/// Checks that say how figures are to be read, and what it means that one of them fails.
-const NOTED: [(&str, &str); 5] = [
-    (RATE_KEPT, "more than 1 % of what arrived was never sent"),
-    (CLIENT_BOUND, "client-bound (the true ratio of rates may be larger)"),
-    ("steady_rate", "the rate changed by more than a tenth"),
-    ("littles_law", "rate and latency do not fit the number of connections"),
-    ("no_tcp_trouble", "TCP dropped something or sent it again"),
-];
+pub(crate) const CLIENT_BOUND: &str = "client_not_saturated";
+pub(crate) const RATE_KEPT: &str = "rate_kept";
+/// Above this share of its core a server has none to spare.
+const WHOLE_CORE: f64 = 0.95;
 
 /// One row over its rounds at one point: medians over rounds, histograms added.
 #[derive(Debug)]
@@ -154,7 +147,8 @@ impl Spread {
 pub(crate) fn figures(document: &Document, row: &str, point: &Point, metric: Metric) -> Vec<f64> {
     if metric == Metric::SloRate {
         let of_place = document.found.iter().filter(|found| found.row == row && found.point == *point);
-        return of_place.filter_map(|found| found.slo_rate).map(|rate| rate as f64).collect();
+        let rates: Option<Vec<f64>> = of_place.map(|found| Some(found.slo_rate? as f64)).collect();
+        return rates.unwrap_or_default();
     }
     let cells: Vec<&Cell> = counted(&document.cells, row, point).collect();
     if metric.is_latency() && !tells_latency(&cells) {
@@ -226,7 +220,8 @@ fn raise_to_noise(comparisons: &mut Vec<Comparison>, settings: &Recorded) {
         };
         let Some((.., floor)) = floors.iter().find(of_same) else { continue };
         comparison.noise_floor = Some(*floor);
-        if comparison.verdict != Verdict::RateNotKept {
+        // The control itself stays as it is: a false alarm of its own should show.
+        if comparison.a != *control && comparison.verdict != Verdict::RateNotKept {
             comparison.verdict =
                 Verdict::of(comparison.metric, &comparison.estimate(), settings.min_effect.max(*floor));
         }
@@ -248,11 +243,19 @@ fn compare_rates(settings: &Recorded, found: &[Found], a: &str, point: &Point) -
         let of_place = |found: &&Found| found.row == row && found.point == *point && found.round == round;
         found.iter().find(of_place)?.slo_rate.map(|rate| rate as f64)
     };
-    let rounds = 1..=settings.rounds;
-    let ratios: Vec<f64> =
-        rounds.filter_map(|round| Some(of_round(a, round)? / of_round(b, round)?)).collect();
+    // Of all rounds or none: those in which both rows met the objectives would be a choice by outcome.
+    let ratios: Option<Vec<f64>> =
+        (1..=settings.rounds).map(|round| Some(of_round(a, round)? / of_round(b, round)?)).collect();
+    let ratios = ratios?;
     let estimate = stats::estimate(&ratios)?;
-    let verdict = Verdict::of(Metric::SloRate, &estimate, settings.min_effect);
+    // What the client, or the search itself, has bounded tells nothing of the server.
+    let bounded = found.iter().filter(|found| found.point == *point && (found.row == a || found.row == b));
+    let bounded =
+        bounded.filter(|found| found.at_ceiling || found.client_bound).count() > settings.rounds / 2;
+    let verdict = match Verdict::of(Metric::SloRate, &estimate, settings.min_effect) {
+        _ if bounded => Verdict::Inconclusive,
+        verdict => verdict,
+    };
     let primary = settings.control.as_deref() != Some(a);
     Some(Comparison::new(Metric::SloRate, (a, b), point, &estimate, ratios, verdict, primary))
 }
@@ -289,8 +292,10 @@ fn compare(
 /// the inverse of what a request costs, which a clock tells better that stands still while others have the core.
 fn primary_metric(settings: &Recorded, cells: &[Cell], row: &str, point: &Point) -> Metric {
     let rows = [row, &settings.baseline];
+    // Without a core of their own servers have no such limit.
+    let pinned = settings.server_cpu.is_some();
     if rows.iter().any(|row| is_client_bound(cells, row, point))
-        || rows.iter().all(|row| is_server_bound(cells, row, point))
+        || (pinned && rows.iter().all(|row| is_server_bound(cells, row, point)))
     {
         Metric::ServerCpuPerRequest
     } else {
@@ -307,13 +312,17 @@ fn is_client_bound(cells: &[Cell], row: &str, point: &Point) -> bool {
 fn is_server_bound(cells: &[Cell], row: &str, point: &Point) -> bool {
     let shares: Vec<f64> =
         counted(cells, row, point).filter_map(|cell| cell.costs.server_cpu_share).collect();
-    stats::median(&shares).is_some_and(|share| share > BUSY)
+    stats::median(&shares).is_some_and(|share| share > WHOLE_CORE)
 }
 
 fn mostly_fails(cells: &[Cell], row: &str, point: &Point, check: &str) -> bool {
     let all = counted(cells, row, point).count();
     let failing = counted(cells, row, point).filter(|cell| failed(cell, check)).count();
     2 * failing > all
+}
+
+pub(crate) fn failed(cell: &Cell, check: &str) -> bool {
+    cell.checks.iter().any(|done| done.name == check && !done.passed)
 }
 
 /// Compares what there is and says what it amounts to.
@@ -330,175 +339,25 @@ fn summarise(document: &Document) -> Summary {
     let Document { settings, cells, complete, .. } = document;
     let primary: Vec<&Comparison> =
         document.comparisons.iter().filter(|comparison| comparison.primary).collect();
-    let spoiled = unrepaired(cells);
+    let spoiled = sentences::unrepaired(cells);
     let conclusive = primary
         .iter()
         .all(|comparison| !matches!(comparison.verdict, Verdict::Inconclusive | Verdict::RateNotKept));
     let compared = settings.compares();
-    let others = settings.others().count() - usize::from(settings.control.is_some());
-    let enough = !compared || primary.len() == others * settings.points.len();
+    let enough = !compared || primary.len() == settings.judged().count() * settings.points.len();
     let objectives = if settings.primary_metric == Metric::SloRate {
         objectives::of_search(document)
     } else {
         objectives::of_rows(document)
     };
     Summary {
-        verdict: compared.then(|| verdict_sentence(document, &primary)),
+        verdict: compared.then(|| sentences::verdict(document, &primary)),
         objectives_met: objectives.iter().all(|objective| objective.is_met),
         objectives: (!objectives.is_empty()).then(|| objectives::sentence(&objectives)),
-        verified: verified_sentence(settings, cells),
-        valid: valid_sentence(cells, &spoiled, *complete),
+        verified: sentences::verified(settings, cells),
+        valid: sentences::valid(cells, &spoiled, *complete),
         conclusive_and_valid: *complete && spoiled.is_empty() && conclusive && enough,
     }
-}
-
-fn verdict_sentence(document: &Document, primary: &[&Comparison]) -> String {
-    if primary.is_empty() {
-        return "none: no round is whole.".into();
-    }
-    if document.settings.is_sweep() {
-        return tally(primary);
-    }
-    let distinction = Distinction::among(&document.settings.points);
-    let clauses: Vec<String> = primary.iter().map(|comparison| clause(comparison, distinction)).collect();
-    format!("{}.{}", clauses.join("; "), noise(primary).unwrap_or_default())
-}
-
-/// Of a sweep: how often each verdict was given.
-fn tally(primary: &[&Comparison]) -> String {
-    let mut rows: Vec<(&str, &str)> = primary.iter().map(|one| (one.a.as_str(), one.b.as_str())).collect();
-    rows.dedup();
-    let told = rows.into_iter().map(|(a, b)| {
-        let verdicts: Vec<Verdict> = primary.iter().filter(|one| one.a == a).map(|one| one.verdict).collect();
-        let counts = Verdict::ALL.into_iter().filter_map(|verdict| {
-            let count = verdicts.iter().filter(|given| **given == verdict).count();
-            (count > 0).then(|| format!("{} at {count}", verdict.words()))
-        });
-        let counts: Vec<String> = counts.collect();
-        format!("{a} against {b}, of {} points: {}", verdicts.len(), counts.join(", "))
-    });
-    let told: Vec<String> = told.collect();
-    format!(
-        "{}.{} Each interval stands for itself: of twenty, one misses the truth by chance.",
-        told.join("; "),
-        noise(primary).unwrap_or_default()
-    )
-}
-
-/// How small an effect could have been told from noise, if a control says it.
-fn noise(primary: &[&Comparison]) -> Option<String> {
-    let floors = primary.iter().filter_map(|comparison| comparison.noise_floor);
-    let greatest = floors.reduce(f64::max)?;
-    Some(format!(" Effects below {:.1} % are noise here, as the control shows.", greatest * 100.0))
-}
-
-fn clause(comparison: &Comparison, distinction: Distinction) -> String {
-    let Comparison { a, b, ratio, point, .. } = comparison;
-    let (connections, suffix) = (grouped(point.connections as u64), distinction.suffix(point));
-    let per_cent = (ratio - 1.0).abs() * 100.0;
-    match comparison.verdict {
-        Verdict::Faster => {
-            format!("{a} is {per_cent:.1} % faster than {b} over {connections} connections{suffix}")
-        }
-        Verdict::Slower => {
-            format!("{a} is {per_cent:.1} % slower than {b} over {connections} connections{suffix}")
-        }
-        Verdict::Cheaper | Verdict::Costlier => {
-            let less = if comparison.verdict == Verdict::Cheaper { "less" } else { "more" };
-            let ends = comparison.low.zip(comparison.high).map(|(low, high)| {
-                let mut ends = [low, high].map(|end| (end - 1.0).abs() * 100.0);
-                ends.sort_by(f64::total_cmp);
-                format!(" [{:.1}, {:.1}]", ends[0], ends[1])
-            });
-            format!(
-                "{a} takes {per_cent:.1}{} % {less} server CPU a request than {b} over {connections} connections{suffix}",
-                ends.unwrap_or_default()
-            )
-        }
-        Verdict::RateNotKept => {
-            format!("no verdict for {a} against {b} over {connections}{suffix}: the rate was not kept")
-        }
-        Verdict::NoDifferenceShown => {
-            format!("no difference shown between {a} and {b} over {connections}{suffix}")
-        }
-        _ if comparison.low.is_none() => {
-            format!(
-                "inconclusive for {a} over {connections}{suffix}: {} rounds, 6 are needed",
-                comparison.rounds
-            )
-        }
-        _ => format!(
-            "inconclusive for {a} against {b} over {connections}{suffix}: more rounds or longer windows may tell"
-        ),
-    }
-}
-
-fn verified_sentence(settings: &Recorded, cells: &[Cell]) -> String {
-    let verify = settings.verify.as_str();
-    let replies = grouped(cells.iter().map(|cell| cell.counts.requests_all_phases).sum());
-    let wrong: u64 = cells.iter().flat_map(|cell| &cell.errors).map(|failure| failure.count).sum();
-    let how = match verify {
-        "full" if settings.http.is_some() => "compared with the first one",
-        "full" => "compared byte by byte with their requests",
-        "header" if settings.http.is_some() => "their status and length compared with those of the first one",
-        "header" => "their headers compared, not their payloads, as --verify header says",
-        _ => "counted, not compared, as --verify off says",
-    };
-    match wrong {
-        0 if verify == "off" => format!("{replies} replies, {how}; none missing."),
-        0 => format!("{replies} replies, {how}; none wrong or missing."),
-        wrong => format!("{replies} replies, {how}; failures: {}.", grouped(wrong)),
-    }
-}
-
-/// Places of the plan whose cell and repetition both failed a check.
-fn unrepaired(cells: &[Cell]) -> Vec<&Cell> {
-    cells.iter().filter(|cell| cell.spoiled && cell.repeat).collect()
-}
-
-fn valid_sentence(cells: &[Cell], spoiled: &[&Cell], complete: bool) -> String {
-    let mut notes = Vec::new();
-    if !complete {
-        notes.push("the run is not complete".into());
-    }
-    if let Some(cell) = spoiled.first() {
-        let check = cell.checks.iter().find(|check| check.has_spoiled());
-        let detail = check.map_or("a check failed", |check| check.detail.as_str());
-        notes.push(format!("{} cells stayed spoiled ({}: {detail})", spoiled.len(), cell.row));
-    }
-    let repaired = cells.iter().filter(|cell| cell.spoiled && !cell.repeat).count();
-    if repaired > spoiled.len() {
-        notes.push(format!("{} spoiled cells were repeated", repaired - spoiled.len()));
-    }
-    notes.extend(starvation(cells));
-    // That probes go beyond what a row can do is their purpose.
-    let noted = NOTED.iter().filter(|(check, _)| *check != RATE_KEPT || cells.iter().all(|cell| !cell.probe));
-    for (check, what) in noted {
-        let count = cells.iter().filter(|cell| failed(cell, check)).count();
-        if count > 0 {
-            notes.push(format!("{what} in {count} of {} cells", cells.len()));
-        }
-    }
-    let valid = if complete && spoiled.is_empty() { "yes" } else { "no" };
-    if notes.is_empty() { format!("{valid}.") } else { format!("{valid}; {}.", notes.join("; ")) }
-}
-
-fn failed(cell: &Cell, check: &str) -> bool {
-    cell.checks.iter().any(|done| done.name == check && !done.passed)
-}
-
-/// The cell in which most connections waited through the whole window.
-fn starvation(cells: &[Cell]) -> Option<String> {
-    let starved = cells.iter().filter(|cell| failed(cell, "no_starved_connection"));
-    let count = starved.clone().count();
-    let worst = starved.max_by_key(|cell| cell.counts.connections_starved)?;
-    Some(format!(
-        "starved connections in {count} of {} cells, {} of {} in the worst ({}), so no latency of theirs is told",
-        cells.len(),
-        grouped(worst.counts.connections_starved as u64),
-        grouped(worst.point.connections as u64),
-        worst.row
-    ))
 }
 
 #[cfg(test)]
@@ -519,7 +378,7 @@ mod tests {
         let mut cells: Vec<Cell> = (1..=6).map(|round| cell("io_uring", round, round <= 4)).collect();
         cells.extend(free);
         let settings = crate::cli::CompareArgs::quick().settings().expect("valid");
-        let settings = Recorded::of(&settings, Cpus::default());
+        let settings = Recorded::of(&settings, Cpus { server: Some(0), client: Some(1) });
         let primary = |row, point| primary_metric(&settings, &cells, row, point);
         let point = &cells[0].point.clone();
         assert_eq!(primary("io_uring", point), Metric::ServerCpuPerRequest);

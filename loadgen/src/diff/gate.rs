@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use serde::Serialize;
 
-use super::Change;
+use super::{Change, Lost};
 use crate::{error::Error, verdict::Metric};
 
 /// A change beyond which nobody needs a gate.
@@ -29,6 +29,8 @@ pub(super) struct Outcome {
     /// How many changes it judged.
     pub(super) judged: usize,
     pub(super) failures: Vec<Failure>,
+    /// What OLD tells and NEW does not, where it should have been judged.
+    pub(super) lost: Vec<String>,
 }
 
 /// A change that a gate did not let pass.
@@ -83,9 +85,13 @@ impl fmt::Display for Gate {
 
 impl Gate {
     /// Judges all changes that it is about; one that is about none was meant otherwise.
-    pub(super) fn judge(&self, changes: &[Change]) -> Result<Outcome, Error> {
-        let judged: Vec<&Change> = changes.iter().filter(|change| self.is_about(change)).collect();
-        if judged.is_empty() {
+    pub(super) fn judge(&self, changes: &[Change], lost: &[Lost]) -> Result<Outcome, Error> {
+        let about = |series: &str, is_ratio, metric| self.is_about(series, is_ratio, metric);
+        let judged: Vec<&Change> =
+            changes.iter().filter(|change| about(&change.series, change.is_ratio, change.metric)).collect();
+        let lost = lost.iter().filter(|lost| about(&lost.series, lost.is_ratio, lost.metric));
+        let lost: Vec<String> = lost.map(|lost| format!("{} over {}", lost.series, lost.point)).collect();
+        if judged.is_empty() && lost.is_empty() {
             let mut there: Vec<String> =
                 changes.iter().map(|change| change.series.replace(" / ", "/")).collect();
             there.dedup();
@@ -97,16 +103,16 @@ impl Gate {
             )));
         }
         let failures: Vec<Failure> = judged.iter().filter_map(|change| self.failure(change)).collect();
-        let (gate, passed, judged) = (self.to_string(), failures.is_empty(), judged.len());
-        Ok(Outcome { gate, passed, judged, failures })
+        let passed = failures.is_empty() && lost.is_empty();
+        Ok(Outcome { gate: self.to_string(), passed, judged: judged.len(), failures, lost })
     }
 
-    fn is_about(&self, change: &Change) -> bool {
+    fn is_about(&self, series: &str, is_ratio: bool, metric: Metric) -> bool {
         let named = match &self.series {
-            None => !change.is_ratio,
-            Some(series) => *series == change.series || *series == change.series.replace(" / ", "/"),
+            None => !is_ratio,
+            Some(named) => named == series || *named == series.replace(" / ", "/"),
         };
-        named && self.metric == change.metric
+        named && self.metric == metric
     }
 
     fn failure(&self, change: &Change) -> Option<Failure> {
@@ -153,7 +159,7 @@ mod tests {
     }
 
     fn passes(text: &str, ratio: f64, interval: Option<(f64, f64)>) -> bool {
-        gate(text).judge(&[change("epoll", ratio, interval)]).expect("it is about this").passed
+        gate(text).judge(&[change("epoll", ratio, interval)], &[]).expect("it is about this").passed
     }
 
     #[test]
@@ -197,7 +203,7 @@ mod tests {
     #[test]
     fn without_an_interval_the_estimate_decides() {
         assert!(!passes("rps>-3%", 0.9, None) && passes("rps>-3%", 0.98, None));
-        let outcome = gate("rps>-3%").judge(&[change("epoll", 0.9, None)]).expect("it is about this");
+        let outcome = gate("rps>-3%").judge(&[change("epoll", 0.9, None)], &[]).expect("it is about this");
         let why = outcome.failures[0].by_estimate_alone.as_deref();
         assert_eq!(why, Some("2 and 2 rounds are too few for an interval"));
     }
@@ -212,7 +218,7 @@ mod tests {
     fn brackets_choose_a_row_or_a_ratio() {
         let changes = ["io_uring", "epoll", "io_uring / epoll"].map(|series| change(series, 0.5, None));
         let failing = |text: &str| -> Vec<String> {
-            let failures = gate(text).judge(&changes).expect(text).failures;
+            let failures = gate(text).judge(&changes, &[]).expect(text).failures;
             failures.into_iter().map(|failure| failure.series).collect()
         };
         assert_eq!(failing("rps>-3%"), ["io_uring", "epoll"]);
@@ -220,8 +226,25 @@ mod tests {
         assert_eq!(failing("rps[io_uring/epoll]>-3%"), ["io_uring / epoll"]);
         assert_eq!(failing("rps[io_uring / epoll]>-3%"), ["io_uring / epoll"]);
         for nothing in ["rps[threads]>-3%", "p99>-3%", "rps[epoll/io_uring]>-3%"] {
-            let error = gate(nothing).judge(&changes).expect_err(nothing);
+            let error = gate(nothing).judge(&changes, &[]).expect_err(nothing);
             assert!(error.to_string().contains("epoll, io_uring, io_uring/epoll"), "{error}");
         }
+    }
+
+    #[test]
+    fn what_new_tells_no_more_is_let_pass_by_no_gate_that_is_about_it() {
+        let point = change("epoll", 1.0, None).point;
+        let lost = |series: &str, is_ratio| {
+            [Lost { series: series.into(), is_ratio, point: point.clone(), metric: Metric::Rps }]
+        };
+        let judge = |text, lost: &[Lost]| gate(text).judge(&[change("epoll", 1.0, None)], lost).expect(text);
+        assert!(!judge("rps>-3%", &lost("io_uring", false)).passed);
+        assert!(judge("rps[epoll]>-3%", &lost("io_uring", false)).passed, "it is about another row");
+        assert!(
+            !judge("rps[io_uring]>-3%", &lost("io_uring", false)).passed,
+            "nothing else is there to judge"
+        );
+        assert!(!judge("rps[io_uring/epoll]>-3%", &lost("io_uring / epoll", true)).passed);
+        assert!(judge("rps>-3%", &lost("io_uring / epoll", true)).passed, "no row is missing");
     }
 }

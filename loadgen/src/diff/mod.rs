@@ -67,6 +67,15 @@ struct Change {
     p: f64,
 }
 
+/// What OLD tells and NEW does not: a row that starves, fails its checks or is gone has no figures to be judged.
+#[derive(Debug)]
+struct Lost {
+    series: String,
+    is_ratio: bool,
+    point: Point,
+    metric: Metric,
+}
+
 impl Change {
     fn excludes_no_change(&self) -> bool {
         self.low.zip(self.high).is_some_and(|(low, high)| low > 1.0 || high < 1.0)
@@ -136,7 +145,14 @@ fn diff(old: Loaded, new: Loaded, gates: Vec<Gate>) -> Result<Diff, Error> {
              and -R"
         )));
     }
-    let gates = gates.iter().map(|gate| gate.judge(&changes)).collect::<Result<Vec<_>, _>>()?;
+    if !gates.is_empty() && !after.complete {
+        return Err(Error::usage(format!(
+            "{} is not complete, so no gate can judge it; repeat the run",
+            new.path.display()
+        )));
+    }
+    let lost = lost(before, after);
+    let gates = gates.iter().map(|gate| gate.judge(&changes, &lost)).collect::<Result<Vec<_>, _>>()?;
     Ok(Diff {
         schema: SCHEMA,
         differences: differences(before, after),
@@ -160,6 +176,27 @@ fn changes(old: &Document, new: &Document) -> Vec<Change> {
             rows.flatten().chain(ratios.filter_map(|one| ratio_changed(one, new)))
         })
         .collect()
+}
+
+fn lost(old: &Document, new: &Document) -> Vec<Lost> {
+    let mut lost = Vec::new();
+    for point in &old.settings.points {
+        for (row, metric) in old.settings.rows.iter().flat_map(|row| Metric::ALL.map(|metric| (row, metric)))
+        {
+            let told = |document: &Document| !summary::figures(document, row, point, metric).is_empty();
+            if told(old) && !told(new) {
+                lost.push(Lost { series: row.clone(), is_ratio: false, point: point.clone(), metric });
+            }
+        }
+    }
+    let ratios = old.comparisons.iter().filter(|one| ratio_changed(one, new).is_none());
+    lost.extend(ratios.map(|one| Lost {
+        series: format!("{} / {}", one.a, one.b),
+        is_ratio: true,
+        point: one.point.clone(),
+        metric: one.metric,
+    }));
+    lost
 }
 
 fn row_changed(old: &Document, new: &Document, row: &str, point: &Point, metric: Metric) -> Option<Change> {

@@ -71,9 +71,12 @@ fn line(text: &mut String, change: &Change) {
 }
 
 fn gate(text: &mut String, outcome: &Outcome) {
-    let Outcome { gate, judged, failures, .. } = outcome;
-    if failures.is_empty() {
+    let Outcome { gate, judged, failures, lost, .. } = outcome;
+    if outcome.passed {
         return labelled(text, "Gate", &format!("{gate}: passed, {judged} of {judged}"));
+    }
+    for place in lost {
+        labelled(text, "Gate", &format!("{gate}: FAILED by {place}: NEW tells it no more"));
     }
     for failure in failures {
         let ratio = interval(failure.ratio, failure.low.zip(failure.high));

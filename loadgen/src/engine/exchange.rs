@@ -12,6 +12,9 @@ use super::{
 };
 use crate::{http, message, message::Finding};
 
+/// What lies beyond goes out with the next send: the kernel takes less than 2 GiB at once.
+const SEND_BYTES: usize = 256 << 20;
+
 impl<W: Wire> Engine<'_, W> {
     /// A connection has room to ask: it asks again, at once or after a pause, or in an open loop is free for the
     /// next arrival.
@@ -67,7 +70,8 @@ impl<W: Wire> Engine<'_, W> {
         let Some(memory) = self.wire.outgoing_mut(slot) else { return };
         let mut whole: Option<Range<usize>> = None;
         let before = connection.asked.len();
-        while connection.asked.len() < load.pipeline {
+        let fits = |whole: &Option<Range<usize>>| whole.as_ref().is_none_or(|whole| whole.len() < SEND_BYTES);
+        while connection.asked.len() < load.pipeline && fits(&whole) {
             let part = compose(load, slot, connection, memory, whole.as_ref().map_or(0, |whole| whole.end));
             // What lies elsewhere goes out with the next send.
             let Some(part) = part.filter(|part| whole.as_ref().is_none_or(|whole| whole.end == part.start))

@@ -14,7 +14,8 @@ const PATIENCE: Duration = Duration::from_millis(50);
 /// The greeting that was sent last.
 #[derive(Debug)]
 pub(super) struct Hello {
-    began: Instant,
+    /// When the first one could be sent.
+    began: Option<Instant>,
     sent_at: Option<Instant>,
     /// Connections that it has not come to.
     unheard: usize,
@@ -22,7 +23,7 @@ pub(super) struct Hello {
 
 impl Hello {
     pub(super) fn new() -> Self {
-        Self { began: Instant::now(), sent_at: None, unheard: 0 }
+        Self { began: None, sent_at: None, unheard: 0 }
     }
 }
 
@@ -42,7 +43,8 @@ impl<W: Wire> Engine<'_, W> {
         if !ready || recent {
             return;
         }
-        if now - self.hello.began > self.load.timeout {
+        let began = *self.hello.began.get_or_insert(now);
+        if now - began > self.load.timeout {
             let slot = self.connections.iter().position(|other| other.due < self.connections[0].sequence);
             self.failures.unheard(slot.unwrap_or(0), self.load.timeout);
         }

@@ -188,6 +188,8 @@ pub(crate) struct Counted {
     /// Requests of each [`SLICE`] of the window.
     pub(crate) series: Vec<u64>,
     pub(crate) failures: Vec<Failure>,
+    /// What every response was like, if HTTP was spoken.
+    pub(crate) response: Option<http::Response>,
     /// The first failure, or what else ended the run early.
     pub(crate) error: Option<Error>,
 }
@@ -239,7 +241,7 @@ pub(crate) fn run(load: &Load, watcher: &mut impl Watcher) -> Result<Counted, Er
 }
 
 fn run_over(wire: impl Wire, load: &Load, watcher: &mut impl Watcher) -> Result<Counted, Error> {
-    let counted = Counted::new()?;
+    let counted = Counted::new(load)?;
     // Another sequence of arrivals each round, the same for all rows of a round.
     let seed = load.seed ^ (load.round as u64) << 32;
     let open = load.pacing.map(|pacing| OpenLoop::new(pacing, seed, &counted.latency));
@@ -271,8 +273,10 @@ fn run_over(wire: impl Wire, load: &Load, watcher: &mut impl Watcher) -> Result<
 }
 
 impl Counted {
-    fn new() -> Result<Self, Error> {
-        let latency = Histogram::new_with_bounds(1, MINUTE_NS, 3)
+    fn new(load: &Load) -> Result<Self, Error> {
+        // Nothing can take longer: what is late ends the run.
+        let longest = (load.warmup + load.duration + load.timeout).as_nanos() as u64;
+        let latency = Histogram::new_with_bounds(1, longest.max(MINUTE_NS), 3)
             .map_err(|error| Error::internal(format!("the latency histogram: {error}")))?;
         Ok(Self {
             requests: 0,
@@ -289,6 +293,7 @@ impl Counted {
             paced: None,
             series: Vec::new(),
             failures: Vec::new(),
+            response: None,
             error: None,
         })
     }
@@ -439,8 +444,9 @@ impl<W: Wire> Engine<'_, W> {
         watcher.window_closed();
         self.counted.window = now.duration_since(self.phase_began);
         self.counted.end_series();
-        // A server may end a connection for a fresh one, which is on its way then.
-        self.counted.alive = self.connected + self.connecting + self.opening.len();
+        // An HTTP server may end a connection for a fresh one, which is on its way then.
+        let renewed = matches!(self.load.dialogue, Dialogue::Http(_));
+        self.counted.alive = self.connected + if renewed { self.connecting + self.opening.len() } else { 0 };
         match &mut self.open {
             Some(open) => open.close_window(),
             // Who has not asked is not starved.
@@ -548,6 +554,7 @@ impl<W: Wire> Engine<'_, W> {
         }
         self.counted.paced = self.open.map(|open| open.counts);
         self.counted.failures = self.failures.into_counts();
+        self.counted.response = self.responses.first();
         self.counted.error = ended.err();
         self.counted
     }

@@ -61,7 +61,8 @@ pub(crate) struct PacedCounts {
     pub(crate) dropped: u64,
     /// From sent to answered.
     pub(crate) service: Histogram<u64>,
-    /// From the intended moment to the one in which the request was given to the ring, with those beside it.
+    /// From the intended moment to the one in which the request was written for the next enter, which sends those
+    /// of its turn together. Waiting for a free connection is part of it.
     pub(crate) lag: Histogram<u64>,
 }
 

@@ -45,7 +45,8 @@ const CANCEL: u64 = 3;
 struct Slot {
     socket: Option<OwnedFd>,
     outgoing: Box<[u8]>,
-    sending: bool,
+    /// How many bytes of it are being sent; 0 if none are.
+    sending: usize,
     /// Operations that have not completed.
     in_flight: u32,
 }
@@ -74,12 +75,8 @@ impl Ring {
     /// A ring for connections to one target.
     pub(super) fn new(plan: &Plan, target: SockaddrStorage) -> Result<Self, Error> {
         let uring = build(plan.outgoing_bytes.len()).map_err(|error| unavailable(&error))?;
-        let slot = |bytes: &usize| Slot {
-            socket: None,
-            outgoing: vec![0; *bytes].into(),
-            sending: false,
-            in_flight: 0,
-        };
+        let slot =
+            |bytes: &usize| Slot { socket: None, outgoing: vec![0; *bytes].into(), sending: 0, in_flight: 0 };
         let shared = Shared {
             buffers: Buffers::for_messages(GROUP, plan.incoming_bytes),
             slots: plan.outgoing_bytes.iter().map(slot).collect(),
@@ -144,7 +141,7 @@ impl Ring {
         while !submissions.is_full() {
             let Some(entry) = self.waiting.pop_front() else { break };
             // SAFETY: the entry points to a slot's socket and message or to the target, all of which
-            // live in `shared`: a message is not changed while `sending`, none of them is freed before
+            // live in `shared`: a message is not changed while it is being sent, none of them is freed before
             // the operation's completion (see `Drop`).
             let pushed = unsafe { submissions.push(&entry) };
             debug_assert!(pushed.is_ok(), "there was room");
@@ -234,14 +231,14 @@ impl Wire for Ring {
 
     fn outgoing_mut(&mut self, slot: usize) -> Option<&mut [u8]> {
         let slot = &mut self.shared.slots[slot];
-        (!slot.sending).then_some(&mut slot.outgoing)
+        (slot.sending == 0).then_some(&mut slot.outgoing)
     }
 
     fn send(&mut self, index: usize, part: Range<usize>) {
         let fd = self.socket(index);
         let slot = &mut self.shared.slots[index];
-        assert!(!slot.sending, "one send a connection");
-        slot.sending = true;
+        assert_eq!(slot.sending, 0, "one send a connection");
+        slot.sending = part.len();
         let bytes = &slot.outgoing[part];
         let entry = opcode::Send::new(fd, bytes.as_ptr(), bytes.len() as u32)
             .flags(libc::MSG_WAITALL | libc::MSG_NOSIGNAL)
@@ -293,7 +290,10 @@ impl Wire for Ring {
         Some(match kind {
             CONNECT => Event::Connected { slot, result: result.map(drop) },
             SEND => {
-                self.shared.slots[slot].sending = false;
+                let wanted = std::mem::take(&mut self.shared.slots[slot].sending);
+                // With MSG_WAITALL only a connection that is gone takes less.
+                let result =
+                    result.and_then(|sent| if sent == wanted { Ok(sent) } else { Err(Errno::EPIPE) });
                 Event::Sent { slot, result }
             }
             RECEIVE => Event::Received { slot, result: self.lease(result, flags), more },

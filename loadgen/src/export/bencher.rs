@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::{point::Distinction, result::Document, summary, verdict::Metric};
+use crate::{point::Distinction, report::text, result::Document, summary, verdict::Metric};
 
 #[derive(Serialize)]
 struct Value {
@@ -19,6 +19,7 @@ struct Value {
 pub(super) fn render(document: &Document) -> String {
     let mut benchmarks: BTreeMap<String, BTreeMap<String, Value>> = BTreeMap::new();
     let distinction = Distinction::among(&document.settings.points);
+    let how = text::how(&document.settings).replace(", ", "/");
     for spread in summary::spreads(document) {
         let (measure, scale) = measure(spread.metric);
         let value = Value {
@@ -26,7 +27,7 @@ pub(super) fn render(document: &Document) -> String {
             lower_value: Some(spread.least * scale),
             upper_value: Some(spread.greatest * scale),
         };
-        let name = format!("{}/{}", spread.row, distinction.tag(&spread.point, '/'));
+        let name = format!("{how}{}/{}", spread.row, distinction.tag(&spread.point, '/'));
         benchmarks.entry(name).or_default().insert(measure.into(), value);
     }
     for comparison in &document.comparisons {
@@ -34,7 +35,7 @@ pub(super) fn render(document: &Document) -> String {
         let value =
             Value { value: comparison.ratio, lower_value: comparison.low, upper_value: comparison.high };
         let tag = distinction.tag(&comparison.point, '/');
-        let name = format!("{}-vs-{}/{tag}", comparison.a, comparison.b);
+        let name = format!("{how}{}-vs-{}/{tag}", comparison.a, comparison.b);
         benchmarks.entry(name).or_default().insert(format!("{measure}-ratio"), value);
     }
     // Texts and finite numbers always serialise.

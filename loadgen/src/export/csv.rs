@@ -6,18 +6,18 @@ const COLUMNS: &str = "row,connections,round,size_bytes,repeat,spoiled,window_se
                        p90_us,p99_us,p999_us,max_us,server_cpu_us_per_request,client_cpu_us_per_request,\
                        total_cpu_us_per_request,syscalls_per_request,events_per_wait,\
                        voluntary_switches_per_request,involuntary_switches_per_request,server_peak_memory_bytes,\
-                       connections_starved,offered,late,dropped,pipeline,rate";
+                       connections_starved,offered,late,dropped,pipeline,rate,mode,probe";
 
 pub(super) fn render(document: &Document) -> String {
     let mut text = format!("{COLUMNS}\r\n");
     for cell in &document.cells {
-        text.push_str(&line(cell).join(","));
+        text.push_str(&line(cell, &document.settings.mode).join(","));
         text.push_str("\r\n");
     }
     text
 }
 
-fn line(cell: &Cell) -> Vec<String> {
+fn line(cell: &Cell, mode: &str) -> Vec<String> {
     // Of cells that leave out the slowest it would be a lie.
     let (latency, costs) = (cell.latency.as_ref().filter(|_| !cell.hides_latency()), &cell.costs);
     let figure = |value: Option<f64>| value.map(|value| value.to_string()).unwrap_or_default();
@@ -58,6 +58,7 @@ fn line(cell: &Cell) -> Vec<String> {
     fields.extend([paced(|paced| paced.offered), paced(|paced| paced.late), paced(|paced| paced.dropped)]);
     fields.push(cell.point.pipeline.to_string());
     fields.push(cell.point.rate.map(|rate| rate.to_string()).unwrap_or_default());
+    fields.extend([quoted(mode), cell.probe.to_string()]);
     fields
 }
 

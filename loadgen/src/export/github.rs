@@ -6,7 +6,8 @@ use serde::Serialize;
 
 use crate::{
     point::{Distinction, Point},
-    result::{Comparison, Document},
+    report::text,
+    result::{Comparison, Document, Recorded},
     summary::{self, Spread},
     verdict::Metric,
 };
@@ -30,15 +31,13 @@ pub(super) fn smaller(document: &Document) -> String {
 
 /// The ratios of rates, of rows over their baseline.
 pub(super) fn ratios(document: &Document) -> String {
-    let distinction = Distinction::among(&document.settings.points);
     let comparisons = document.comparisons.iter().filter(|comparison| comparison.metric.is_rate());
-    render(comparisons.map(|comparison| ratio(comparison, distinction)).collect())
+    render(comparisons.map(|comparison| ratio(comparison, &document.settings)).collect())
 }
 
 fn figures(document: &Document, wanted: fn(Metric) -> bool) -> Vec<Entry> {
-    let distinction = Distinction::among(&document.settings.points);
     let spreads = summary::spreads(document).into_iter().filter(|spread| wanted(spread.metric));
-    spreads.map(|spread| figure(&spread, distinction)).collect()
+    spreads.map(|spread| figure(&spread, &document.settings)).collect()
 }
 
 fn render(entries: Vec<Entry>) -> String {
@@ -48,26 +47,28 @@ fn render(entries: Vec<Entry>) -> String {
     text
 }
 
-fn place(point: &Point, distinction: Distinction) -> String {
-    format!("{} connections{}", point.connections, distinction.suffix(point))
+/// Where in a run a figure belongs; of a plain one nothing is said of its mode.
+fn place(settings: &Recorded, point: &Point) -> String {
+    let suffix = Distinction::among(&settings.points).suffix(point);
+    format!("{}{} connections{suffix}", text::how(settings), point.connections)
 }
 
-fn figure(spread: &Spread, distinction: Distinction) -> Entry {
+fn figure(spread: &Spread, settings: &Recorded) -> Entry {
     let Spread { row, point, metric, .. } = spread;
     Entry {
-        name: format!("{row}, {}: {}", place(point, distinction), metric.title()),
-        unit: spread.metric.unit(),
+        name: format!("{row}, {}: {}", place(settings, point), metric.title()),
+        unit: if *metric == Metric::Rps { settings.counted().1 } else { metric.unit() },
         value: spread.median,
         range: format!("± {}", (spread.greatest - spread.least) / 2.0),
         extra: format!("median of {} rounds", spread.rounds),
     }
 }
 
-fn ratio(comparison: &Comparison, distinction: Distinction) -> Entry {
+fn ratio(comparison: &Comparison, settings: &Recorded) -> Entry {
     let Comparison { a, b, point, metric, .. } = comparison;
     let half = comparison.low.zip(comparison.high).map(|(low, high)| (high - low) / 2.0);
     Entry {
-        name: format!("{a} / {b}, {}: {}", place(point, distinction), metric.title()),
+        name: format!("{a} / {b}, {}: {}", place(settings, point), metric.title()),
         unit: "ratio",
         value: comparison.ratio,
         range: half.map(|half| format!("± {half}")).unwrap_or_default(),

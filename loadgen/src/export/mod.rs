@@ -7,14 +7,11 @@ mod github;
 mod hgrm;
 mod hlog;
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use crate::{error::Error, result::Document};
+use crate::{error::Error, output, result::Document};
 
 /// Files to be written beside the result, once a run is complete.
 #[derive(Clone, Debug, Default, Args)]
@@ -116,8 +113,7 @@ impl Exports {
 }
 
 fn write(export: &Export) -> Result<(), Error> {
-    let aside = beside(&export.path, "new");
-    fs::write(&aside, &export.text).and_then(|()| fs::rename(&aside, &export.path)).map_err(|error| {
+    output::replace(&export.path, &export.text).map_err(|error| {
         let path = export.path.display();
         Error::machine(format!("cannot export to {path}: {error}; the result itself is kept"))
     })

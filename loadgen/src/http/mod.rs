@@ -9,14 +9,17 @@ mod head;
 mod request;
 mod responses;
 
-pub(crate) use self::{finding::HttpFinding, request::Request, responses::Responses};
+pub(crate) use self::{
+    finding::HttpFinding,
+    request::Request,
+    responses::{Response, Responses},
+};
 
 use std::mem;
 
 use self::{
     body::Body,
     head::{HEAD_BYTES_MAX, Head},
-    responses::Response,
 };
 use crate::message::Verify;
 

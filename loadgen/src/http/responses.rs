@@ -1,5 +1,9 @@
 //! What the connections of a cell know together: the first response, and the bytes of the last one.
 
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
 use super::HttpFinding;
 use crate::message::Verify;
 
@@ -7,13 +11,20 @@ use crate::message::Verify;
 const REMEMBERED_BYTES_MAX: usize = 64 << 10;
 
 /// What is compared of a response.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Response {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Response {
     pub(super) status: u16,
     /// Bytes of the body, without what frames chunks.
     pub(super) length: u64,
     /// CRC-32 of the body; 0 unless all is verified.
     pub(super) checksum: u32,
+}
+
+impl fmt::Display for Response {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { status, length, checksum } = self;
+        write!(f, "status {status} with a body of {length} bytes, checksum {checksum:08x}")
+    }
 }
 
 impl Response {
@@ -38,6 +49,11 @@ pub(crate) struct Responses {
 }
 
 impl Responses {
+    /// What all of them are like, once there is one.
+    pub(crate) fn first(&self) -> Option<Response> {
+        self.first
+    }
+
     /// Whether `chunk` begins with the very bytes of a response that was right, and so is right without a parser:
     /// its length, and whether the server will close after it.
     pub(super) fn repeated(&self, chunk: &[u8]) -> Option<(usize, bool)> {

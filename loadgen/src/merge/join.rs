@@ -47,6 +47,7 @@ pub(super) fn cells(cells: &[&Cell]) -> Cell {
         latency: histogram.as_ref().and_then(Latency::of),
         histogram,
         paced: paced(cells),
+        response: first.response,
         idle: idle(cells),
         series: series(cells),
         costs: costs(cells),

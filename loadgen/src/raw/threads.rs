@@ -30,6 +30,20 @@ pub(super) fn serve(listener: &TcpListener, close_after: usize, tallies: &Tallie
     }
 }
 
+/// Sends all of it, in as many calls as that takes.
+fn send(stream: &mut TcpStream, mut bytes: &[u8], tally: &Branch) -> io::Result<()> {
+    while !bytes.is_empty() {
+        tally.count(Counted::Send);
+        match stream.write(bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(sent) => bytes = &bytes[sent..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 /// Ends with the connection, whoever ends that.
 fn echo(mut stream: TcpStream, close_after: usize, tally: &Branch) {
     let mut echoed = 0;
@@ -40,8 +54,7 @@ fn echo(mut stream: TcpStream, close_after: usize, tally: &Branch) {
             Ok(0) => break,
             Ok(count) => {
                 tally.add(Counted::BytesReceived, count as u64);
-                tally.count(Counted::Send);
-                if stream.write_all(&buffer[..count]).is_err() {
+                if send(&mut stream, &buffer[..count], tally).is_err() {
                     break;
                 }
                 echoed += count;

@@ -29,8 +29,10 @@ pub(crate) fn opening(settings: &Settings, cpus: Cpus) -> String {
         (Some(server), Some(client)) => format!("server on CPU {server}, client on CPU {client}"),
         _ => "not pinned".into(),
     };
+    // How many probes a search takes depends on what they find.
+    let what = if settings.is_search() { "searches, each of some cells" } else { "cells" };
     format!(
-        "{}: {cells} cells of {}; {pinned}",
+        "{}: {cells} {what} of {}; {pinned}",
         rows.join(", "),
         humantime::format_duration(settings.duration)
     )
@@ -142,7 +144,7 @@ pub(super) fn rounds(settings: &Recorded) -> String {
 }
 
 /// What was done on connections, if it was not to ask and to be answered.
-pub(super) fn how(settings: &Recorded) -> String {
+pub(crate) fn how(settings: &Recorded) -> String {
     match (settings.mode.as_str(), &settings.close, &settings.http) {
         (RR | IDLE, _, None) => String::new(),
         (RR, _, Some(path)) => format!("GET {path}, "),
@@ -219,6 +221,10 @@ fn searched(text: &mut String, document: &Document, point: &Point) {
     for row in &settings.rows {
         let found = || document.found.iter().filter(|found| found.row == *row && found.point == *point);
         let median = |values: Vec<f64>| number(stats::median(&values), 0);
+        let rates: Option<Vec<f64>> = found().map(|found| Some(found.slo_rate? as f64)).collect();
+        // It may do more, which neither the search nor the client could show.
+        let more = found().any(|found| found.at_ceiling || found.client_bound);
+        let within = format!("{}{}", if more { ">= " } else { "" }, median(rates.unwrap_or_default()));
         let ratio = match settings.rows.len() > 1 {
             true if *row == settings.baseline => "1 (baseline)".into(),
             true => interval_of(&document.comparisons, Metric::SloRate, row, point),
@@ -226,10 +232,9 @@ fn searched(text: &mut String, document: &Document, point: &Point) {
         };
         let _ = writeln!(
             text,
-            "{}{:>14}{:>14}{ratio:>24}",
+            "{}{:>14}{within:>14}{ratio:>24}",
             padded(row),
-            median(found().map(|found| found.peak).collect()),
-            median(found().filter_map(|found| found.slo_rate).map(|rate| rate as f64).collect())
+            median(found().map(|found| found.peak).collect())
         );
     }
     text.push('\n');

@@ -15,7 +15,8 @@ use crate::{
     interrupt::Interrupt,
     machine,
     pinning::{self, Cpus},
-    plan, report,
+    plan::{self, Order},
+    report,
     result::{Cell, Comparison, Recorded},
     spec::{Remote, Row},
     summary,
@@ -99,15 +100,12 @@ impl Bench {
     /// What a comparison says of a server and itself.
     fn noise_floor(&self, connections: &str) -> Result<(), Error> {
         let mut settings = settings(&["--backend", "raw-epoll", "-c", connections, "-d", "500ms"])?;
-        settings.rows.push("again=unused {port}".parse().map(Row::Hired).map_err(Error::internal)?);
-        (settings.baseline, settings.rounds) = (0, crate::stats::ROUNDS_MIN);
+        (settings.rounds, settings.order) = (crate::stats::ROUNDS_MIN, Order::Balanced);
+        settings.add_control();
         let mut cells = Vec::new();
         for (index, rows) in plan::rounds(settings.order, 2, settings.rounds, 1).into_iter().enumerate() {
             for row in rows {
-                // The same server under two names.
-                let mut cell = self.cell(&settings, 0, index + 1)?;
-                cell.row = settings.rows[row].to_string();
-                cells.push(cell);
+                cells.push(self.cell(&settings, row, index + 1)?);
             }
         }
         let comparisons = summary::comparisons(&Recorded::of(&settings, self.cpus), &cells);
@@ -188,7 +186,7 @@ fn settings(line: &[&str]) -> Result<Settings, Error> {
 fn noise(comparison: &Comparison) -> String {
     let ends = comparison.low.zip(comparison.high);
     let Some((low, high)) = ends else { return format!("ratio {:.3}", comparison.ratio) };
-    let floor = (high - 1.0).max(1.0 - low) * 100.0;
+    let floor = (high - 1.0).max(1.0 / low - 1.0) * 100.0;
     format!(
         "a server against itself is {:.3} [{low:.3}, {high:.3}]; effects below {floor:.1} % are noise in {} rounds of \
          500 ms",

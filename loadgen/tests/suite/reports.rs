@@ -66,11 +66,19 @@ fn an_export_of_a_result_is_the_export_of_its_run() {
     assert!(read_result(&result).is_some(), "it is still there");
 }
 
+/// The folders of runs in this one, at any depth.
+fn runs_below(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
+    let below = entries
+        .filter(|path| path.is_dir())
+        .flat_map(|path| if path.join("result.json").exists() { vec![path] } else { runs_below(&path) });
+    below.collect()
+}
+
 #[test]
 fn published_results_can_be_read() {
     let results = Path::new(env!("CARGO_MANIFEST_DIR")).join("../results");
-    let folders = fs::read_dir(results).expect("a folder").map(|entry| entry.expect("an entry").path());
-    let folders: Vec<PathBuf> = folders.filter(|path| path.is_dir()).collect();
+    let folders = runs_below(&results);
     assert!(!folders.is_empty());
     for folder in folders {
         let again = report(&folder, &[]);
