@@ -106,7 +106,7 @@ fn measure_remote(
 }
 
 fn load(settings: &Settings, place: &Place, target: SocketAddr) -> Result<Load, Error> {
-    let Manner { close, think, ramp, client, .. } = settings.manner;
+    let Manner { close, think, ramp, client, burst, .. } = settings.manner;
     Ok(Load {
         target,
         connections: place.point.connections,
@@ -125,6 +125,7 @@ fn load(settings: &Settings, place: &Place, target: SocketAddr) -> Result<Load, 
         pacing: settings.pacing(&place.point),
         idle: settings.is_idle().then_some(PINGED),
         client,
+        burst,
         stall: settings.client_stall,
     })
 }

@@ -67,6 +67,10 @@ pub(crate) struct ModeArgs {
     /// Interface of the kernel that the client uses; epoll is an independent check of the other
     #[arg(long, value_enum, default_value_t = Client::IoUring)]
     client: Client,
+    /// Requests that the client over io_uring hands to the kernel at once, which the server gets as a burst; the one over
+    /// epoll always sends one by one [default: all of a turn]
+    #[arg(long, value_name = "N", value_parser = units::count)]
+    burst: Option<usize>,
 }
 
 /// The same, with what was not said filled in and contradictions refused.
@@ -80,6 +84,8 @@ pub(crate) struct Manner {
     /// The path of a GET.
     pub(crate) http: Option<String>,
     pub(crate) client: Client,
+    /// None for all that a turn brings.
+    pub(crate) burst: Option<usize>,
 }
 
 impl ModeArgs {
@@ -100,6 +106,9 @@ impl ModeArgs {
                 "idle connections ask nothing: --mode and --think have no meaning here",
             ));
         }
+        if self.client == Client::Epoll && self.burst.is_some_and(|burst| burst > 1) {
+            return Err(Error::usage("--client epoll sends one by one: leave out --burst"));
+        }
         let close = (self.mode == Mode::Churn).then(|| self.close.unwrap_or(Close::Fin));
         let manner = Manner {
             mode: if idle { Mode::Idle } else { self.mode },
@@ -108,6 +117,7 @@ impl ModeArgs {
             ramp: self.ramp,
             http: from_target.or(self.http),
             client: self.client,
+            burst: self.burst,
         };
         if let Some(path) = &manner.http {
             http::Request::get("localhost", path, false).map_err(Error::usage)?;
@@ -122,7 +132,7 @@ impl Manner {
     #[cfg(test)]
     pub(crate) fn plain() -> Self {
         let (think, ramp) = (Duration::ZERO, Duration::ZERO);
-        Self { mode: Mode::Rr, close: None, think, ramp, http: None, client: Client::IoUring }
+        Self { mode: Mode::Rr, close: None, think, ramp, http: None, client: Client::IoUring, burst: None }
     }
 
     pub(crate) fn name(&self) -> &'static str {

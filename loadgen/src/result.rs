@@ -109,6 +109,9 @@ pub(crate) struct Recorded {
     pub(crate) seed: u64,
     pub(crate) verify: String,
     pub(crate) client: String,
+    /// Requests handed to the kernel at once; null for all of a turn.
+    #[serde(default)]
+    pub(crate) burst: Option<usize>,
     pub(crate) server_cpu: Option<usize>,
     pub(crate) client_cpu: Option<usize>,
     pub(crate) tcp_nodelay: bool,
@@ -140,6 +143,7 @@ impl Recorded {
             seed: settings.seed,
             verify: settings.verify.name().into(),
             client: word(settings.manner.client).unwrap_or_default(),
+            burst: settings.manner.burst,
             server_cpu: cpus.server,
             client_cpu: cpus.client,
             tcp_nodelay: true,

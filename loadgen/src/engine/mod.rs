@@ -117,6 +117,8 @@ pub(crate) struct Load {
     /// Each connection asks once before the window, none within it, and this share of them after it.
     pub(crate) idle: Option<f64>,
     pub(crate) client: Client,
+    /// Requests that are handed to the kernel at once; None for all of a turn.
+    pub(crate) burst: Option<usize>,
     /// A planted fault: the client stands still for so long in the middle of the window.
     pub(crate) stall: Option<Duration>,
 }
@@ -135,6 +137,7 @@ impl Load {
                 _ => self.sizes.largest().saturating_mul(self.pipeline),
             },
             single_receives: self.churn.is_some(),
+            burst: self.burst.unwrap_or(usize::MAX),
         }
     }
 
@@ -227,7 +230,7 @@ impl Drop for TimerSlack {
 /// Whether the client can have its ring here; else why not, and what allows it.
 pub(crate) fn probe() -> Result<(), Error> {
     let bytes = message::HEADER_BYTES;
-    let plan = Plan { outgoing_bytes: vec![bytes], incoming_bytes: bytes, single_receives: false };
+    let plan = Plan { outgoing_bytes: vec![bytes], incoming_bytes: bytes, single_receives: false, burst: 1 };
     Ring::new(&plan, SocketAddr::from(([127, 0, 0, 1], 1)).into()).map(drop)
 }
 

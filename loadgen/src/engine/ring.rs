@@ -68,6 +68,9 @@ pub(super) struct Ring {
     single_receives: bool,
     in_flight: usize,
     waiting: VecDeque<squeue::Entry>,
+    burst: usize,
+    /// Sends among those that wait.
+    sends_waiting: usize,
     completed: VecDeque<(u64, i32, u32)>,
 }
 
@@ -94,6 +97,8 @@ impl Ring {
             single_receives: plan.single_receives,
             in_flight: 0,
             waiting: VecDeque::new(),
+            burst: plan.burst,
+            sends_waiting: 0,
             completed: VecDeque::new(),
         })
     }
@@ -137,6 +142,7 @@ impl Ring {
 
     /// Moves entries into the submission queue as far as there is room, and says how many it holds.
     fn fill_submissions(&mut self) -> usize {
+        self.sends_waiting = 0;
         let mut submissions = self.uring.submission();
         while !submissions.is_full() {
             let Some(entry) = self.waiting.pop_front() else { break };
@@ -244,6 +250,12 @@ impl Wire for Ring {
             .flags(libc::MSG_WAITALL | libc::MSG_NOSIGNAL)
             .build();
         self.push(SEND, index, entry);
+        self.sends_waiting += 1;
+        if self.sends_waiting >= self.burst {
+            self.fill_submissions();
+            // What it leaves goes out with the next wait, which tells an error.
+            let _ = self.uring.submit();
+        }
     }
 
     fn finish(&mut self, slot: usize) {
@@ -381,4 +393,47 @@ fn denial() -> String {
         return "a seccomp filter denies it, as container engines do; run with a profile that allows io_uring".into();
     }
     "this kernel was built without it".into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::Read as _,
+        net::{SocketAddr, TcpListener, TcpStream},
+    };
+
+    use super::*;
+    use crate::engine::sources::Sources;
+
+    const BYTES: usize = 8;
+
+    /// A ring with one connection, and its peer.
+    fn connected(burst: usize) -> (Ring, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+        let target: SocketAddr = listener.local_addr().expect("bound");
+        let plan = Plan { outgoing_bytes: vec![BYTES], incoming_bytes: BYTES, single_receives: false, burst };
+        let mut ring = Ring::new(&plan, target.into()).expect("io_uring is there");
+        ring.connect(0, Sources::new(target, 1, false).socket().expect("a socket"));
+        ring.wait(Duration::from_secs(10)).expect("it waits");
+        assert!(matches!(ring.next_event(), Some(Event::Connected { slot: 0, result: Ok(()) })));
+        let (peer, _) = listener.accept().expect("it has connected");
+        peer.set_read_timeout(Some(Duration::from_secs(10))).expect("longer than 0");
+        (ring, peer)
+    }
+
+    #[test]
+    fn a_full_burst_goes_out_before_the_next_wait() {
+        let (mut ring, mut peer) = connected(1);
+        ring.send(0, 0..BYTES);
+        peer.read_exact(&mut [1; BYTES]).expect("nobody has waited, and it is there");
+    }
+
+    #[test]
+    fn what_is_no_full_burst_goes_out_with_the_next_wait() {
+        let (mut ring, mut peer) = connected(2);
+        ring.send(0, 0..BYTES);
+        assert_eq!(ring.waiting.len(), 1, "it is not with the kernel yet");
+        ring.wait(Duration::from_secs(10)).expect("it waits");
+        peer.read_exact(&mut [1; BYTES]).expect("it is there");
+    }
 }

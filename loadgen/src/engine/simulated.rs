@@ -295,6 +295,7 @@ fn echo() -> Load {
         pacing: None,
         idle: None,
         client: Client::Epoll,
+        burst: None,
         stall: None,
     }
 }

@@ -47,6 +47,8 @@ pub(super) struct Plan {
     pub(super) incoming_bytes: usize,
     /// Whether a receive ends with what it has brought, so that nothing is armed in between.
     pub(super) single_receives: bool,
+    /// How many sends go to the kernel at once, unless it takes each as it comes.
+    pub(super) burst: usize,
 }
 
 /// Connections by slots. A slot has one connection at a time, and one send of it under way.

@@ -84,9 +84,10 @@ fn message(stream: &mut TcpStream) -> Option<Vec<u8>> {
 }
 
 fn in_every_mode(client: &str) {
-    let manners: [(&str, &[&str]); 12] = [
+    let manners: [(&str, &[&str]); 13] = [
         ("rr", &[]),
         ("pipeline", &["-p", "8"]),
+        ("burst", &["--burst", "1"]),
         ("mix", &["-p", "3", "-s", "64:9+40KiB:1+24:5"]),
         ("stream", &["--mode", "stream"]),
         ("stream-large", &["--mode", "stream", "-s", "256KiB"]),
@@ -638,7 +639,7 @@ fn nginx_is_measured() {
 
 #[test]
 fn contradictions_are_one_line() {
-    let lines: [(&[&str], &str); 20] = [
+    let lines: [(&[&str], &str); 22] = [
         (&["--backend", "epoll", "--close", "rst"], "add --mode churn"),
         (&["--backend", "epoll", "--mode", "stream", "-R", "1k"], "leave out --rate"),
         (&["--backend", "epoll", "-p", "2", "-R", "1k"], "leave out -p"),
@@ -659,6 +660,8 @@ fn contradictions_are_one_line() {
         (&["--backend", "epoll", "--client", "kqueue"], "io_uring, epoll"),
         (&["--backend", "epoll", "-p", "1025"], "the deepest pipeline is 1024"),
         (&["--backend", "epoll", "--think", "1"], "500ms"),
+        (&["--backend", "epoll", "--client", "epoll", "--burst", "2"], "leave out --burst"),
+        (&["--backend", "epoll", "--burst", "0"], "at least 1"),
     ];
     for (line, word) in lines {
         assert_refused(&[&["run"], line].concat(), 2, word);
