@@ -466,6 +466,10 @@ fn http(answer: impl Fn(usize) -> (Vec<u8>, Then) + Send + Sync + 'static) -> So
                     return;
                 }
                 Then::Reset => {
+                    // Unread requests make it an RST; but the client may have none under way.
+                    stream
+                        .set_read_timeout(Some(std::time::Duration::from_millis(20)))
+                        .expect("longer than 0");
                     let _ = stream.peek(&mut [0]);
                     return;
                 }
