@@ -67,8 +67,8 @@ pub(crate) struct ModeArgs {
     /// Interface of the kernel that the client uses; epoll is an independent check of the other
     #[arg(long, value_enum, default_value_t = Client::IoUring)]
     client: Client,
-    /// Requests that the client over io_uring hands to the kernel at once, which the server gets as a burst; the one over
-    /// epoll always sends one by one [default: all of a turn]
+    /// Requests that are held until there are so many, or the turn ends; the server gets them as a burst [default: all of a
+    /// turn]
     #[arg(long, value_name = "N", value_parser = units::count)]
     burst: Option<usize>,
 }
@@ -105,9 +105,6 @@ impl ModeArgs {
             return Err(Error::usage(
                 "idle connections ask nothing: --mode and --think have no meaning here",
             ));
-        }
-        if self.client == Client::Epoll && self.burst.is_some_and(|burst| burst > 1) {
-            return Err(Error::usage("--client epoll sends one by one: leave out --burst"));
         }
         let close = (self.mode == Mode::Churn).then(|| self.close.unwrap_or(Close::Fin));
         let manner = Manner {

@@ -47,7 +47,7 @@ pub(super) struct Plan {
     pub(super) incoming_bytes: usize,
     /// Whether a receive ends with what it has brought, so that nothing is armed in between.
     pub(super) single_receives: bool,
-    /// How many sends go to the kernel at once, unless it takes each as it comes.
+    /// How many sends are held until they go to the kernel together; what is left goes with the next wait.
     pub(super) burst: usize,
 }
 
@@ -65,7 +65,7 @@ pub(super) trait Wire {
     /// The same, to be changed; None while some of it is being sent.
     fn outgoing_mut(&mut self, slot: usize) -> Option<&mut [u8]>;
 
-    /// Sends this part of the outgoing memory, all of it.
+    /// Sends this part of the outgoing memory, all of it, when the burst is full or with the next wait.
     fn send(&mut self, slot: usize, part: Range<usize>);
 
     /// Says that nothing more will be sent.
@@ -86,4 +86,91 @@ pub(super) trait Wire {
 
     /// The next event of those that the last wait brought.
     fn next_event(&mut self) -> Option<Event>;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{ErrorKind, Read as _},
+        net::{SocketAddr, TcpListener, TcpStream},
+    };
+
+    use nix::sys::socket::SockaddrStorage;
+
+    use super::*;
+    use crate::{
+        engine::{readiness::Readiness, ring::Ring, sources::Sources},
+        error::Error,
+    };
+
+    const BYTES: usize = 8;
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    /// A wire with connections, and their peers.
+    fn connected<W: Wire>(
+        make: fn(&Plan, SockaddrStorage) -> Result<W, Error>,
+        burst: usize,
+        connections: usize,
+    ) -> (W, Vec<TcpStream>) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+        let target: SocketAddr = listener.local_addr().expect("bound");
+        let plan = Plan {
+            outgoing_bytes: vec![BYTES; connections],
+            incoming_bytes: BYTES,
+            single_receives: false,
+            burst,
+        };
+        let mut wire = make(&plan, target.into()).expect("this kernel has it");
+        let mut sources = Sources::new(target, connections, false);
+        let peer = |slot| {
+            wire.connect(slot, sources.socket().expect("a socket"));
+            wire.wait(PATIENCE).expect("it waits");
+            let event = wire.next_event();
+            assert!(matches!(event, Some(Event::Connected { result: Ok(()), .. })), "{event:?}");
+            listener.accept().expect("it has connected").0
+        };
+        let peers = (0..connections).map(peer).collect();
+        (wire, peers)
+    }
+
+    fn has_arrived(peer: &mut TcpStream, patience: Option<Duration>) -> bool {
+        peer.set_nonblocking(patience.is_none()).expect("a socket");
+        peer.set_read_timeout(patience).expect("longer than 0");
+        match peer.read(&mut [1; BYTES]) {
+            Ok(length) => length > 0,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => false,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    fn a_burst_is_held_until_it_is_full<W: Wire>(make: fn(&Plan, SockaddrStorage) -> Result<W, Error>) {
+        let (mut wire, mut peers) = connected(make, 2, 2);
+        wire.send(0, 0..BYTES);
+        assert!(!has_arrived(&mut peers[0], None), "it waits for the second one");
+        wire.send(1, 0..BYTES);
+        for peer in &mut peers {
+            assert!(has_arrived(peer, Some(PATIENCE)), "nobody has waited, and it is there");
+        }
+    }
+
+    fn what_is_no_full_burst_goes_out_with_the_next_wait<W: Wire>(
+        make: fn(&Plan, SockaddrStorage) -> Result<W, Error>,
+    ) {
+        let (mut wire, mut peers) = connected(make, 2, 1);
+        wire.send(0, 0..BYTES);
+        wire.wait(PATIENCE).expect("it waits");
+        assert!(has_arrived(&mut peers[0], Some(PATIENCE)));
+    }
+
+    #[test]
+    fn bursts_over_io_uring() {
+        a_burst_is_held_until_it_is_full(Ring::new);
+        what_is_no_full_burst_goes_out_with_the_next_wait(Ring::new);
+    }
+
+    #[test]
+    fn bursts_over_epoll() {
+        a_burst_is_held_until_it_is_full(Readiness::new);
+        what_is_no_full_burst_goes_out_with_the_next_wait(Readiness::new);
+    }
 }

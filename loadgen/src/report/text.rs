@@ -83,7 +83,9 @@ pub(crate) fn screen(document: &Document, path: &Path) -> String {
     if text.split_whitespace().any(|word| word.ends_with(BOUND)) {
         let _ = writeln!(
             text,
-            "{BOUND}: client-bound, so its rate is the client's, and the verdict rests on server\n   CPU a request\n"
+            "{BOUND}: client-bound, so its rate is the client's, and the verdict rests on server\n   CPU a request; \
+             {}\n",
+            sending(document.settings.burst)
         );
     }
     if let Some(summary) = &document.summary {
@@ -154,6 +156,15 @@ pub(crate) fn how(settings: &Recorded) -> String {
             let close = close.as_ref().map(|close| format!(" ({close})")).unwrap_or_default();
             format!("{mode}{close} of GET {path}, ")
         }
+    }
+}
+
+/// How requests reach a server that is faster than the client, which decides how much it can do at once.
+fn sending(burst: Option<usize>) -> String {
+    match burst {
+        None => "it sends in bursts, all of a turn (--burst 1: one by one)".into(),
+        Some(1) => "it sends one by one".into(),
+        Some(burst) => format!("it sends in bursts of {burst}"),
     }
 }
 
