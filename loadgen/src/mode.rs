@@ -67,8 +67,8 @@ pub(crate) struct ModeArgs {
     /// Interface of the kernel that the client uses; epoll is an independent check of the other
     #[arg(long, value_enum, default_value_t = Client::IoUring)]
     client: Client,
-    /// Requests that are held until there are so many, or the turn ends; the server gets them as a burst [default: all of a
-    /// turn]
+    /// Requests that are held until there are so many, or the turn ends; the server gets them as a burst [default: 8 with
+    /// --rate, else all of a turn]
     #[arg(long, value_name = "N", value_parser = units::count)]
     burst: Option<usize>,
 }
@@ -84,7 +84,7 @@ pub(crate) struct Manner {
     /// The path of a GET.
     pub(crate) http: Option<String>,
     pub(crate) client: Client,
-    /// None for all that a turn brings.
+    /// None for as many as suit the loop.
     pub(crate) burst: Option<usize>,
 }
 

@@ -109,7 +109,7 @@ pub(crate) struct Recorded {
     pub(crate) seed: u64,
     pub(crate) verify: String,
     pub(crate) client: String,
-    /// Requests handed to the kernel at once; null for all of a turn.
+    /// Requests handed to the kernel at once; null for 8 in an open loop, all of a turn in a closed one.
     #[serde(default)]
     pub(crate) burst: Option<usize>,
     pub(crate) server_cpu: Option<usize>,

@@ -90,6 +90,10 @@ pub(crate) enum Client {
     Epoll,
 }
 
+/// Arrivals that are sent together unless it is said. All of a turn would leave the first of them late, by the time that
+/// the turn takes; one by one costs an enter each, and with it the time for the next ones.
+const BURST_BY_CLOCK: usize = 8;
+
 /// What to do to a server.
 #[derive(Clone, Debug)]
 pub(crate) struct Load {
@@ -117,7 +121,7 @@ pub(crate) struct Load {
     /// Each connection asks once before the window, none within it, and this share of them after it.
     pub(crate) idle: Option<f64>,
     pub(crate) client: Client,
-    /// Requests that are handed to the kernel at once; None for all of a turn.
+    /// Requests that are handed to the kernel at once; None for as many as suit the loop.
     pub(crate) burst: Option<usize>,
     /// A planted fault: the client stands still for so long in the middle of the window.
     pub(crate) stall: Option<Duration>,
@@ -137,7 +141,7 @@ impl Load {
                 _ => self.sizes.largest().saturating_mul(self.pipeline),
             },
             single_receives: self.churn.is_some(),
-            burst: self.burst.unwrap_or(usize::MAX),
+            burst: self.burst.unwrap_or(if self.pacing.is_some() { BURST_BY_CLOCK } else { usize::MAX }),
         }
     }
 

@@ -85,7 +85,7 @@ pub(crate) fn screen(document: &Document, path: &Path) -> String {
             text,
             "{BOUND}: client-bound, so its rate is the client's, and the verdict rests on server\n   CPU a request; \
              {}\n",
-            sending(document.settings.burst)
+            sending(&document.settings)
         );
     }
     if let Some(summary) = &document.summary {
@@ -160,11 +160,12 @@ pub(crate) fn how(settings: &Recorded) -> String {
 }
 
 /// How requests reach a server that is faster than the client, which decides how much it can do at once.
-fn sending(burst: Option<usize>) -> String {
-    match burst {
-        None => "it sends in bursts, all of a turn (--burst 1: one by one)".into(),
-        Some(1) => "it sends one by one".into(),
-        Some(burst) => format!("it sends in bursts of {burst}"),
+fn sending(settings: &Recorded) -> String {
+    match (settings.burst, settings.arrival.is_some()) {
+        (None, false) => "it sends in bursts, all of a turn (--burst 1: one by one)".into(),
+        (None, true) => "it sends by the clock".into(),
+        (Some(1), _) => "it sends one by one".into(),
+        (Some(burst), _) => format!("it sends in bursts of {burst}"),
     }
 }
 
