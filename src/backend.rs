@@ -10,7 +10,9 @@
 //!   `Data` comes in order, then one `End`. Data that the kernel had completed before receiving was
 //!   turned off may still come after it.
 //! * At most one batch of a connection is with the backend. It moves over the seam, and comes back
-//!   with [`Sent`], so that nothing is freed or changed while the kernel reads it.
+//!   with [`Sent`], so that nothing is freed or changed while the kernel reads it. When it was
+//!   sent without waiting, that may be as late as the next wait that ends for another reason, unless
+//!   [`hurry`](Proactor::hurry) was asked.
 //! * No operation blocks, fails or calls back. What goes wrong comes up as an event.
 //! * [`wait`](Proactor::wait) is the one place that sleeps. [`next`](Proactor::next) lends what it
 //!   found, one event at a time: data lives until the following call, and the sockets lent beside
@@ -20,6 +22,7 @@
 pub(crate) mod accept;
 pub(crate) mod diagnosis;
 pub(crate) mod epoll;
+pub(crate) mod memory;
 pub(crate) mod threads;
 pub(crate) mod uring;
 
@@ -92,6 +95,9 @@ pub(crate) trait Proactor {
     fn read(&mut self, id: ConnId, on: bool);
     /// Sends a batch. It may be gone at once; else [`Event::Sent`] brings it back.
     fn send(&mut self, id: ConnId, batch: Box<Batch>) -> Option<Sent>;
+    /// Says that somebody waits for this connection's batch, which a backend may otherwise bring back together with
+    /// the next thing that happens.
+    fn hurry(&mut self, id: ConnId);
     /// Sends FIN.
     fn shutdown_write(&mut self, id: ConnId);
     /// Ends every operation and closes the socket, with RST if `reset`; [`Event::Closed`] follows.

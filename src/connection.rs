@@ -286,6 +286,12 @@ impl Connection {
         self.deadline
     }
 
+    /// Whether something is to happen as soon as the batch in flight comes back.
+    pub fn waits_for_batch(&self) -> bool {
+        let closing = self.phase != Phase::Open || self.write_half == WriteHalf::Ending;
+        self.output.in_flight() && (closing || self.output.is_waiting())
+    }
+
     /// Why the connection ends, for `connection_lost`.
     pub fn reason(&mut self) -> Box<Reason> {
         self.reason.take().unwrap_or_else(|| Box::new(Reason::Done))

@@ -440,6 +440,9 @@ impl EventLoop {
                 }
             }
         }
+        if self.table.get(id).is_some_and(|entry| entry.connection.waits_for_batch()) {
+            self.backend.hurry(id);
+        }
         self.mind_deadline(id);
     }
 

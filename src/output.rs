@@ -197,6 +197,11 @@ impl Output {
         !self.in_flight && self.gathering.is_none()
     }
 
+    /// Whether a batch gathers behind the one in flight, or its writer was told that it is full.
+    pub fn is_waiting(&self) -> bool {
+        self.gathering.is_some() || self.full
+    }
+
     /// Lets `append` add to the batch that gathers, and minds the high mark.
     pub fn append(&mut self, pool: &mut Pool, high: usize, append: &mut dyn FnMut(&mut Batch)) -> Write {
         let batch = self.gathering.get_or_insert_with(|| pool.take());

@@ -26,11 +26,22 @@ impl Reactor {
     /// If it runs or has run, if its backend cannot be had any more, or if a factory whose port
     /// was to be opened could not start.
     pub fn run(&self) -> Result<(), Error> {
+        self.run_once(Self::run_backend)
+    }
+
+    /// Runs the loop over a backend that is only memory, for the benchmarks: so many connections, each of which sends this
+    /// message once a turn.
+    #[doc(hidden)]
+    pub fn run_in_memory(&self, connections: u32, message: &[u8]) -> Result<(), Error> {
+        self.run_once(|reactor| event_loop::run(reactor.share(), backend::memory::open(connections, message)))
+    }
+
+    fn run_once(&self, run: impl FnOnce(&Self) -> Result<(), Error>) -> Result<(), Error> {
         let core = &self.core;
         if !core.change_state(State::New, State::Running) {
             return Err(Error::AlreadyRunning);
         }
-        let ended = self.run_backend();
+        let ended = run(self);
         core.change_state(State::Running, State::Stopping);
         core.change_state(State::Stopping, State::Stopped);
         end_the_rest(self);

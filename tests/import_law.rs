@@ -32,13 +32,14 @@ const ROOMS: &[Room] = &[
     room("seam", &["backend", "backend/accept", "backend/diagnosis"], &["words", "pure", "kernel"]),
     room("io_uring", &["backend/uring"], &["words", "pure", "kernel", "seam"]),
     room("epoll", &["backend/epoll"], &["words", "pure", "kernel", "seam"]),
+    room("memory", &["backend/memory"], &["words", "pure", "kernel", "seam"]),
     room("threads", &["backend/threads"], &["words", "pure", "kernel", "seam"]),
     room("joint", JOINT, JOINT_NAMES),
     room("front door", &["lib"], &["words", "pure", "kernel", "user side", "seam", "joint"]),
 ];
 
 const JOINT_NAMES: &[&str] =
-    &["words", "pure", "kernel", "user side", "seam", "io_uring", "epoll", "threads"];
+    &["words", "pure", "kernel", "user side", "seam", "io_uring", "epoll", "memory", "threads"];
 
 const USER_SIDE: &[&str] = &[
     "connector",
@@ -62,6 +63,7 @@ const UNSAFE_FILES: &[&str] = &[
     "backend/uring/accepting",
     "backend/uring/buffers",
     "backend/uring/ring",
+    "backend/uring/sending",
 ];
 
 /// What the pure rooms do not name, outside of their tests: they are handed the time and do no I/O.

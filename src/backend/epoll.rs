@@ -216,6 +216,9 @@ impl Proactor for EpollLoop {
         Some(Sent { batch, bytes, errno })
     }
 
+    /// What is sent at once comes back at once, and for the rest an event is waited for.
+    fn hurry(&mut self, _id: ConnId) {}
+
     fn shutdown_write(&mut self, id: ConnId) {
         if let Some(slot) = self.io.slot(id) {
             sys::shutdown_write(slot.socket.as_fd());

@@ -12,6 +12,7 @@ mod completing;
 mod entries;
 mod prove;
 mod ring;
+mod sending;
 pub(crate) mod wait;
 
 use std::{
@@ -30,13 +31,14 @@ use nix::sys::socket::{SockaddrLike, SockaddrStorage};
 use self::{
     accepting::{Accepting, close_stray},
     buffers::Buffers,
-    entries::{Message, close_entry, receive_once, send_entry},
+    entries::{Message, close_entry, receive_once},
     ring::{Completion, Ring},
+    sending::Sending,
     wait::{Recent, Wait},
 };
 use super::{Event, Proactor, Sent, Sockets};
 use crate::{
-    error::{Errno, Error},
+    error::Error,
     id::{ConnId, PortKey},
     options::{Tier, UringOptions, WaitPolicy},
     output::Batch,
@@ -129,8 +131,7 @@ struct Slot {
     in_flight: u32,
     receiving: Receiving,
     ending: Ending,
-    batch: Option<Box<Batch>>,
-    message: Option<Box<Message>>,
+    sending: Sending,
     address: Option<Box<SockaddrStorage>>,
 }
 
@@ -142,8 +143,7 @@ impl Slot {
             in_flight: 0,
             receiving: Receiving::default(),
             ending: Ending::No,
-            batch: None,
-            message: None,
+            sending: Sending::default(),
             address: None,
         }
     }
@@ -166,6 +166,11 @@ struct Io {
     rearm: Vec<ConnId>,
     /// Connections that found no buffer, in order.
     parked: VecDeque<ConnId>,
+    /// Sends that have been tried once the next enter is over, and those whose enter is over.
+    trying: Vec<ConnId>,
+    tried: VecDeque<ConnId>,
+    /// Somebody waits for one of them.
+    hurried: bool,
     /// Spare message headers, for sends in pieces.
     #[allow(clippy::vec_box)] // The kernel is given their addresses, so they must not move.
     messages: Vec<Box<Message>>,
@@ -219,6 +224,9 @@ impl Uring {
             ready: VecDeque::new(),
             rearm: Vec::new(),
             parked: VecDeque::new(),
+            trying: Vec::new(),
+            tried: VecDeque::new(),
+            hurried: false,
             messages: Vec::new(),
             direct: options.direct,
             multishot: options.multishot,
@@ -306,6 +314,10 @@ impl Proactor for Uring {
         self.io.send(id, batch)
     }
 
+    fn hurry(&mut self, id: ConnId) {
+        self.io.hurry(id);
+    }
+
     fn shutdown_write(&mut self, id: ConnId) {
         self.io.shutdown_write(id);
     }
@@ -319,11 +331,13 @@ impl Proactor for Uring {
         self.buffers.publish();
         self.io.rearm(self.buffers.count(), self.buffers.bytes());
         self.io.arm_waker();
-        if !self.io.ready.is_empty() {
-            return self.io.ring.submit();
+        if std::mem::take(&mut self.io.hurried) || !self.io.ready.is_empty() {
+            self.io.ring.submit()?;
+        } else {
+            self.wait_by_policy(timeout)?;
         }
-        self.wait_by_policy(timeout)?;
         self.io.ring.mind_overflow();
+        self.io.take_tried();
         Ok(())
     }
 
@@ -433,27 +447,6 @@ impl Io {
         }
     }
 
-    fn send(&mut self, id: ConnId, batch: Box<Batch>) -> Option<Sent> {
-        let gone = Errno::from_raw(libc::ENOTCONN);
-        let Some(slot) = self.slots.get_mut(id.slot()).and_then(Option::as_mut) else {
-            return Some(Sent { batch, bytes: 0, errno: Some(gone) });
-        };
-        if batch.as_single().is_none() {
-            slot.message = Some(self.messages.pop().unwrap_or_else(Message::boxed));
-        }
-        let message = slot.message.as_deref_mut();
-        let entry = match &slot.socket {
-            Some(Socket::Fd(fd)) => send_entry(types::Fd(fd.as_raw_fd()), &batch, message),
-            Some(Socket::Direct(place)) => send_entry(types::Fixed(*place), &batch, message),
-            None => return Some(Sent { batch, bytes: 0, errno: Some(gone) }),
-        };
-        slot.batch = Some(batch);
-        // SAFETY: the batch and the message are boxed, stay in the slot, and are taken out or
-        // changed only after the operation's one completion.
-        unsafe { self.push(id, Kind::Send, entry) };
-        None
-    }
-
     fn shutdown_write(&mut self, id: ConnId) {
         let Some(slot) = self.slot(id) else { return };
         match &slot.socket {
@@ -501,7 +494,7 @@ impl Io {
         let Some(slot) = self.slot(id).filter(|slot| slot.ending == Ending::No) else { return };
         slot.ending = Ending::Reaping;
         slot.receiving.wanted = false;
-        let (armed, sending) = (slot.receiving.armed, slot.batch.is_some());
+        let (armed, sending) = (slot.receiving.armed, slot.sending.is_patient());
         let connecting = slot.address.is_some();
         match &slot.socket {
             Some(Socket::Fd(fd)) if reset => {
@@ -527,6 +520,7 @@ impl Io {
         if connecting {
             self.cancel(Kind::Connect.of(id));
         }
+        self.hurry(id);
         self.close_if_reaped(id);
     }
 

@@ -1,24 +1,20 @@
 //! Completions of the ring, taken and turned into events.
 
 use super::{Ending, Found, Io, Kind, accepting::close_stray, buffers::Buffers, ring::Completion};
-use crate::{
-    backend::{Event, Sent},
-    error::Errno,
-    id::ConnId,
-    stats::Count,
-};
-
-/// Spare message headers are a kilobyte each.
-const MESSAGES_KEPT: usize = 256;
+use crate::{backend::Event, error::Errno, id::ConnId, stats::Count};
 
 impl Io {
     pub(super) fn next_found(&mut self, buffers: &mut Buffers) -> Option<Found> {
         loop {
-            if let Some(event) = self.ready.pop_front() {
+            if let Some(event) = self.ready.pop_front().or_else(|| self.next_tried()) {
                 return Some(Found::Other(event));
             }
             let completion = self.ring.pop()?;
             self.counters.add(Count::Events, 1);
+            if completion.quiet {
+                self.trial_failed(completion);
+                continue;
+            }
             if let Some(found) = self.complete(completion, buffers) {
                 return Some(found);
             }
@@ -113,23 +109,6 @@ impl Io {
             slot.receiving.parked = true;
             self.parked.push_back(id);
         }
-    }
-
-    fn sent(&mut self, id: ConnId, completion: Completion) -> Option<Event<'static>> {
-        let slot = self.slot(id)?;
-        let mut batch = slot.batch.take()?;
-        let (bytes, errno) = match completion.outcome() {
-            Ok(bytes) => (bytes as usize, None),
-            Err(errno) if matches!(errno.raw(), libc::EINTR | libc::EAGAIN) => (0, None),
-            Err(errno) => (0, Some(errno)),
-        };
-        batch.advance(bytes);
-        if let Some(message) = slot.message.take()
-            && self.messages.len() < MESSAGES_KEPT
-        {
-            self.messages.push(message);
-        }
-        Some(Event::Sent { id, sent: Sent { batch, bytes, errno } })
     }
 
     fn connected(&mut self, id: ConnId, completion: Completion) -> Option<Event<'static>> {

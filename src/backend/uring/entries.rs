@@ -30,17 +30,25 @@ pub(super) fn receive_once(receive: opcode::Recv) -> squeue::Entry {
     receive.buf_group(buffers::GROUP).build().flags(squeue::Flags::BUFFER_SELECT)
 }
 
-/// One send of the whole batch: `MSG_WAITALL` makes the kernel go on after a short one.
-pub(super) fn send_entry(fd: impl Target, batch: &Batch, message: Option<&mut Message>) -> squeue::Entry {
-    let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
+/// One send of the whole batch, or of as much as one operation takes, and how much that is. `MSG_WAITALL` makes the
+/// kernel go on after a short send; where it must not wait, a short send is a failure by it.
+pub(super) fn send_entry(
+    fd: impl Target,
+    batch: &Batch,
+    message: Option<&mut Message>,
+    patient: bool,
+) -> (squeue::Entry, u32) {
+    let wait = if patient { 0 } else { libc::MSG_DONTWAIT };
+    let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL | wait;
     match (message, batch.as_single()) {
         (Some(message), None) => {
-            message.point_to(batch);
-            fd.sendmsg(&raw const message.header, flags as u32)
+            let bytes = message.point_to(batch).min(SEND_MAX) as u32;
+            (fd.sendmsg(&raw const message.header, flags as u32), bytes)
         }
         (_, bytes) => {
             let bytes = bytes.unwrap_or_default();
-            fd.send(bytes.as_ptr(), bytes.len().min(SEND_MAX) as u32, flags)
+            let length = bytes.len().min(SEND_MAX) as u32;
+            (fd.send(bytes.as_ptr(), length, flags), length)
         }
     }
 }
@@ -60,13 +68,16 @@ impl Message {
         Box::new(Self { header, slices: [nothing; SLICES_MAX] })
     }
 
-    /// Points to the first pieces of a batch, in place.
-    fn point_to(&mut self, batch: &Batch) {
-        let count = self.slices.iter_mut().zip(batch.slices()).map(|(to, from)| {
+    /// Points to the first pieces of a batch, in place; how many bytes they have.
+    fn point_to(&mut self, batch: &Batch) -> usize {
+        let (mut count, mut bytes) = (0, 0);
+        for (to, from) in self.slices.iter_mut().zip(batch.slices()) {
             *to = libc::iovec { iov_base: from.as_ptr().cast_mut().cast(), iov_len: from.len() };
-        });
-        self.header.msg_iovlen = count.count();
+            (count, bytes) = (count + 1, bytes + from.len());
+        }
+        self.header.msg_iovlen = count;
         self.header.msg_iov = self.slices.as_mut_ptr();
+        bytes
     }
 }
 

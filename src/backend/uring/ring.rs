@@ -19,6 +19,9 @@ use crate::{
 const REGISTER_RING_FDS: libc::c_uint = 20;
 const UNREGISTER_RING_FDS: libc::c_uint = 21;
 
+/// In the user data of operations that are heard of only if they fail.
+const QUIET: u64 = 1 << 63;
+
 /// `struct io_uring_rsrc_update` of <linux/io_uring.h>.
 #[repr(C)]
 struct RingFdUpdate {
@@ -49,6 +52,8 @@ pub(super) struct Completion {
     pub(super) user_data: u64,
     pub(super) result: i32,
     flags: u32,
+    /// It was pushed by [`Ring::push_quiet`], and has failed.
+    pub(super) quiet: bool,
 }
 
 impl Completion {
@@ -151,6 +156,25 @@ impl Ring {
         let _ = self.submit();
     }
 
+    /// Queues an operation that never stays with the kernel and that only a failure is heard of: once
+    /// [`all_taken`](Self::all_taken) has been seen after it, no completion of it means that it is done.
+    ///
+    /// # Safety
+    /// As for [`push`](Self::push), until then.
+    pub(super) unsafe fn push_quiet(&mut self, entry: squeue::Entry) {
+        let user_data = entry.get_user_data() | QUIET;
+        let entry = entry.flags(squeue::Flags::SKIP_SUCCESS).user_data(user_data);
+        // SAFETY: as the caller promises.
+        unsafe { self.push(entry) };
+        self.in_flight -= 1;
+    }
+
+    /// Whether the kernel has begun every operation, and every completion that it has posted can be seen.
+    pub(super) fn all_taken(&mut self) -> bool {
+        let queue = self.ring.submission();
+        queue.is_empty() && !queue.cq_overflow() && self.backlog.is_empty()
+    }
+
     /// Hands over everything queued, without waiting.
     pub(super) fn submit(&mut self) -> io::Result<()> {
         self.enter(0, None, Duration::ZERO)
@@ -237,12 +261,25 @@ impl Ring {
 
     fn pop_queue(&mut self) -> Option<Completion> {
         let entry = self.ring.completion().next()?;
-        let completion =
-            Completion { user_data: entry.user_data(), result: entry.result(), flags: entry.flags() };
-        if !completion.more() {
+        let (user_data, quiet) = (entry.user_data() & !QUIET, entry.user_data() & QUIET != 0);
+        let completion = Completion { user_data, result: entry.result(), flags: entry.flags(), quiet };
+        if !completion.more() && !quiet {
             self.in_flight -= 1;
         }
         Some(completion)
+    }
+
+    /// Takes all completions out of the queue, to be popped later, and gives those of quiet operations.
+    pub(super) fn take_quiet(&mut self, mut failed: impl FnMut(Completion)) {
+        while let Some(completion) = self.pop_queue() {
+            self.stash.push_back(completion);
+        }
+        self.stash.retain(|completion| {
+            if completion.quiet {
+                failed(*completion);
+            }
+            !completion.quiet
+        });
     }
 
     /// Completions that wait to be taken.
