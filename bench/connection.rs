@@ -46,7 +46,7 @@ impl Shared {
 
     fn echo(&mut self, connection: &mut Connection) {
         if connection.received(&MESSAGE, &self.limits) == Arrival::Deliver {
-            connection.write(&mut self.pool, &self.limits, &mut |batch| batch.push(&MESSAGE));
+            connection.write(&mut self.pool, &self.limits, &MESSAGE);
         }
         self.settle(connection);
     }

@@ -17,7 +17,7 @@ fn cycle(
     append: &mut dyn FnMut(&mut Batch),
 ) {
     for _ in 0..writes {
-        black_box(output.append(pool, limits.output_high, append));
+        black_box(output.append_with(pool, limits.output_high, append));
     }
     let mut batch = output.next_batch().expect("something was appended");
     let bytes = batch.len();
@@ -50,9 +50,9 @@ fn short_send(c: &mut Criterion) {
     let data = [b'x'; 1024];
     c.bench_function("output/short_send_1024_bytes", |b| {
         b.iter(|| {
-            output.append(&mut pool, limits.output_high, &mut |batch| batch.push(&data));
+            output.append_with(&mut pool, limits.output_high, &mut |batch| batch.push(&data));
             let mut half = output.next_batch().expect("something was appended");
-            output.append(&mut pool, limits.output_high, &mut |batch| batch.push(&data));
+            output.append_with(&mut pool, limits.output_high, &mut |batch| batch.push(&data));
             half.advance(data.len() / 2);
             output.came_back(half, data.len() / 2, &mut pool, limits.output_low);
             let mut rest = output.next_batch().expect("the rest is left");

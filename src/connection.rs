@@ -93,11 +93,8 @@ enum WriteHalf {
 #[derive(Debug)]
 pub struct Connection {
     output: Output,
-    held: Vec<u8>,
     end: Option<End>,
-    reason: Option<Box<Reason>>,
-    deadline: Option<Instant>,
-    drained: usize,
+    rare: Option<Box<Rare>>,
     phase: Phase,
     write_half: WriteHalf,
     paused: bool,
@@ -107,16 +104,23 @@ pub struct Connection {
     lost_told: bool,
 }
 
+/// What a connection has only while it is paused or ends.
+#[derive(Debug, Default)]
+struct Rare {
+    /// What arrived while it was paused.
+    held: Vec<u8>,
+    reason: Option<Reason>,
+    deadline: Option<Instant>,
+    drained: usize,
+}
+
 impl Connection {
     /// A connection that has just been made. A `half_closeable` one outlives the peer's FIN.
     pub fn new(half_closeable: bool) -> Self {
         Self {
             output: Output::default(),
-            held: Vec::new(),
             end: None,
-            reason: None,
-            deadline: None,
-            drained: 0,
+            rare: None,
             phase: Phase::Open,
             write_half: WriteHalf::Open,
             paused: false,
@@ -126,16 +130,37 @@ impl Connection {
             lost_told: false,
         }
     }
+
+    fn rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
+    fn holds_data(&self) -> bool {
+        self.rare.as_ref().is_some_and(|rare| !rare.held.is_empty())
+    }
 }
 
 /// What the user asks.
 impl Connection {
-    /// Takes output, unless the connection no longer does.
-    pub fn write(&mut self, pool: &mut Pool, limits: &Limits, append: &mut dyn FnMut(&mut Batch)) -> Write {
+    /// Takes a copy of `bytes`, unless the connection no longer takes output.
+    pub fn write(&mut self, pool: &mut Pool, limits: &Limits, bytes: &[u8]) -> Write {
         if !self.takes_output(limits) {
             return Write::Closed;
         }
-        self.output.append(pool, limits.output_high, append)
+        self.output.append(pool, limits.output_high, bytes)
+    }
+
+    /// Takes whatever `append` adds, unless the connection no longer takes output.
+    pub fn write_with(
+        &mut self,
+        pool: &mut Pool,
+        limits: &Limits,
+        append: &mut dyn FnMut(&mut Batch),
+    ) -> Write {
+        if !self.takes_output(limits) {
+            return Write::Closed;
+        }
+        self.output.append_with(pool, limits.output_high, append)
     }
 
     /// `lose_connection`: hand over what was written, then close.
@@ -144,8 +169,9 @@ impl Connection {
             self.finish(Reason::Lost(Loss::Errno(errno)), false);
         } else if self.phase == Phase::Open {
             self.phase = Phase::Flushing;
-            self.held = Vec::new();
-            self.reason.get_or_insert_with(|| Box::new(Reason::Done));
+            let rare = self.rare();
+            rare.held = Vec::new();
+            rare.reason.get_or_insert(Reason::Done);
         }
     }
 
@@ -165,8 +191,9 @@ impl Connection {
     pub fn finish(&mut self, reason: Reason, reset: bool) {
         if !matches!(self.phase, Phase::Ended { .. } | Phase::Gone) {
             self.phase = Phase::Ended { reset };
-            self.reason = Some(Box::new(reason));
-            self.held = Vec::new();
+            let rare = self.rare();
+            rare.reason = Some(reason);
+            rare.held = Vec::new();
         }
     }
 
@@ -216,14 +243,15 @@ impl Connection {
     /// Bytes arrived.
     pub fn received(&mut self, data: &[u8], limits: &Limits) -> Arrival {
         match self.phase {
-            Phase::Open if !self.paused && self.held.is_empty() => Arrival::Deliver,
+            Phase::Open if !self.paused && !self.holds_data() => Arrival::Deliver,
             Phase::Open => {
-                self.held.extend_from_slice(data);
+                self.rare().held.extend_from_slice(data);
                 Arrival::Held
             }
             Phase::Draining => {
-                self.drained += data.len();
-                if self.drained > limits.drain_max {
+                let rare = self.rare();
+                rare.drained += data.len();
+                if rare.drained > limits.drain_max {
                     self.phase = Phase::Ended { reset: false };
                 }
                 Arrival::Discarded
@@ -283,7 +311,7 @@ impl Connection {
 
     /// When [`step`](Self::step) is to be called even if nothing happens.
     pub fn deadline(&self) -> Option<Instant> {
-        self.deadline
+        self.rare.as_ref()?.deadline
     }
 
     /// Whether something is to happen as soon as the batch in flight comes back.
@@ -293,15 +321,39 @@ impl Connection {
     }
 
     /// Why the connection ends, for `connection_lost`.
-    pub fn reason(&mut self) -> Box<Reason> {
-        self.reason.take().unwrap_or_else(|| Box::new(Reason::Done))
+    pub fn reason(&mut self) -> Reason {
+        self.rare.as_mut().and_then(|rare| rare.reason.take()).unwrap_or(Reason::Done)
+    }
+
+    /// Whether it does what nearly every connection does nearly always: receives, delivers and sends.
+    pub fn is_calm(&self) -> bool {
+        // Without branches: this is asked with every message.
+        matches!(self.phase, Phase::Open)
+            & matches!(self.write_half, WriteHalf::Open)
+            & !self.paused
+            & self.reading
+            & self.end.is_none()
+            & self.rare.is_none()
+            & self.output.is_calm()
+    }
+
+    /// All that a calm connection with nothing in flight wants: that what gathers, if anything does, goes out. None for any
+    /// other connection, which [`step`](Self::step) decides about.
+    pub fn next_batch_if_calm(&mut self) -> Option<Option<Box<Batch>>> {
+        let calm = self.is_calm() & !self.output.in_flight();
+        calm.then(|| self.output.next_batch())
+    }
+
+    /// Whether [`step`](Self::step) would find nothing to do, now and later.
+    pub fn is_settled(&self) -> bool {
+        self.is_calm() & !self.output.is_waiting()
     }
 
     fn mind_deadline(&mut self, now: Instant, limits: &Limits) {
-        if self.phase == Phase::Flushing && self.deadline.is_none() {
-            self.deadline = Some(deadline_after(now, limits.close_timeout));
+        if self.phase == Phase::Flushing && self.deadline().is_none() {
+            self.rare().deadline = Some(deadline_after(now, limits.close_timeout));
         }
-        if self.deadline.is_some_and(|deadline| deadline <= now) {
+        if self.deadline().is_some_and(|deadline| deadline <= now) {
             match self.phase {
                 Phase::Flushing => self.finish(Reason::TimedOut(Timeout::Close), true),
                 Phase::Draining => self.phase = Phase::Ended { reset: false },
@@ -315,7 +367,7 @@ impl Connection {
     fn mind_broken(&mut self) {
         if let WriteHalf::Broken(errno) = self.write_half
             && self.phase == Phase::Open
-            && (self.paused || (self.end.is_some() && self.held.is_empty()))
+            && (self.paused || (self.end.is_some() && !self.holds_data()))
         {
             self.finish(Reason::Lost(Loss::Errno(errno)), false);
         }
@@ -323,7 +375,7 @@ impl Connection {
 
     /// Acts on the end of receiving once all that came before it has been delivered.
     fn mind_end(&mut self) {
-        if self.phase != Phase::Open || self.paused || !self.held.is_empty() {
+        if self.phase != Phase::Open || self.paused || self.holds_data() {
             return;
         }
         match self.end {
@@ -358,7 +410,7 @@ impl Connection {
         if !self.lost_told {
             self.lost_told = true;
             self.output.discard(pool);
-            self.deadline = None;
+            self.rare().deadline = None;
             return Step::Lost;
         }
         self.phase = Phase::Gone;
@@ -375,8 +427,9 @@ impl Connection {
         if self.phase != Phase::Open || self.paused {
             return None;
         }
-        if !self.held.is_empty() {
-            return Some(Step::Deliver(std::mem::take(&mut self.held)));
+        if self.holds_data() {
+            // It is open, so it has no deadline and no reason yet: nothing else is rare about it.
+            return self.rare.take().map(|rare| Step::Deliver(rare.held));
         }
         if self.end == Some(End::Eof) && self.half_closeable && !self.read_lost_told {
             self.read_lost_told = true;
@@ -397,7 +450,7 @@ impl Connection {
         match (self.phase, self.write_half) {
             (Phase::Flushing, _) => {
                 self.phase = Phase::Draining;
-                self.deadline = Some(deadline_after(now, limits.drain_timeout));
+                self.rare().deadline = Some(deadline_after(now, limits.drain_timeout));
             }
             (Phase::Open, WriteHalf::Ending) => {}
             _ => return None,

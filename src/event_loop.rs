@@ -201,7 +201,7 @@ impl Driver for EventLoop {
         let mark = self.deadlines.mark();
         while let Some(id) = self.deadlines.pop_due(self.now, mark) {
             if let Some(entry) = self.table.get(id) {
-                entry.deadline = None;
+                entry.set_deadline(None);
             }
             self.settle(id);
         }
@@ -337,12 +337,18 @@ impl EventLoop {
                     deliver(&mut link, &mut self.hosts, &self.reactor, id, data);
                     continue;
                 }
+                Event::Sent { id, sent } => {
+                    self.counters.add(Count::BytesSent, sent.bytes as u64);
+                    if self.table.sent(id, sent) {
+                        self.table.mark_dirty(id);
+                    }
+                    continue;
+                }
                 Event::Accepted { port, socket } => Owned::Accepted(port, socket),
                 Event::AcceptFailed { port, errno } => Owned::AcceptFailed(port, errno),
                 Event::Unlistened { port } => Owned::Unlistened(port),
                 Event::Connected { id, errno } => Owned::Connected(id, errno),
                 Event::End { id, errno } => Owned::End(id, errno),
-                Event::Sent { id, sent } => Owned::Sent(id, sent),
                 Event::Closed { id } => Owned::Closed(id),
                 Event::Woken => continue,
             };
@@ -362,17 +368,14 @@ impl EventLoop {
                     self.table.mark_dirty(id);
                 }
             }
-            Owned::Sent(id, sent) => {
-                self.sent(id, sent);
-                self.table.mark_dirty(id);
-            }
             Owned::Closed(id) => self.remove(id),
         }
     }
 
-    fn sent(&mut self, id: ConnId, sent: Sent) {
+    /// A batch came back. Answers whether the connection has to be settled after it.
+    fn sent(&mut self, id: ConnId, sent: Sent) -> bool {
         self.counters.add(Count::BytesSent, sent.bytes as u64);
-        self.table.sent(id, sent);
+        self.table.sent(id, sent)
     }
 
     /// A place in the table for a new connection of a host.
@@ -414,6 +417,14 @@ impl EventLoop {
     /// Does all that a connection wants done.
     fn settle(&mut self, id: ConnId) {
         let mut may_send = true;
+        if let Some(batch) = self.table.next_batch_if_calm(id) {
+            let Some(batch) = batch else { return };
+            let Some(sent) = self.backend.send(id, batch) else { return };
+            if !self.sent(id, sent) {
+                return;
+            }
+            may_send = false;
+        }
         loop {
             match self.table.step(id, self.now, may_send) {
                 Step::Idle => break,
@@ -428,7 +439,7 @@ impl EventLoop {
                 Step::Send(batch) => {
                     if let Some(sent) = self.backend.send(id, batch) {
                         may_send = false;
-                        self.sent(id, sent);
+                        let _ = self.sent(id, sent);
                     }
                 }
                 Step::Read(on) => self.backend.read(id, on),
@@ -449,7 +460,8 @@ impl EventLoop {
     fn close(&mut self, id: ConnId, reset: bool) {
         if let Some(entry) = self.table.get(id) {
             entry.stage = Stage::Closing;
-            if let Some(deadline) = entry.deadline.take() {
+            if let Some(deadline) = entry.deadline() {
+                entry.set_deadline(None);
                 self.deadlines.remove(deadline);
             }
             self.backend.close(id, reset);
@@ -459,13 +471,13 @@ impl EventLoop {
     /// Keeps the timer of a connection's deadline where the connection wants it.
     fn mind_deadline(&mut self, id: ConnId) {
         let Some(entry) = self.table.get(id) else { return };
-        match (entry.connection.deadline(), entry.deadline) {
-            (Some(wanted), None) => entry.deadline = Some(self.deadlines.insert(wanted, id)),
+        match (entry.connection.deadline(), entry.deadline()) {
+            (Some(wanted), None) => entry.set_deadline(Some(self.deadlines.insert(wanted, id))),
             (Some(wanted), Some(key)) if self.deadlines.deadline(key) != Some(wanted) => {
                 self.deadlines.reschedule(key, wanted);
             }
             (None, Some(key)) => {
-                entry.deadline = None;
+                entry.set_deadline(None);
                 self.deadlines.remove(key);
             }
             _ => {}
@@ -506,7 +518,6 @@ enum Owned {
     Unlistened(PortKey),
     Connected(ConnId, Option<crate::error::Errno>),
     End(ConnId, Option<crate::error::Errno>),
-    Sent(ConnId, Sent),
     Closed(ConnId),
 }
 
@@ -528,8 +539,14 @@ pub(crate) fn loss_count(reason: &Reason) -> Count {
 fn deliver(link: &mut LoopLink<'_>, hosts: &mut Slab<HostSlot>, reactor: &Reactor, id: ConnId, data: &[u8]) {
     reactor.core.counters.add(Count::BytesReceived, data.len() as u64);
     match link.table.received(id, data) {
-        Some(Arrival::Deliver) => tell(link, hosts, reactor, id, ProtocolEvent::Data(data)),
-        Some(Arrival::Held | Arrival::Discarded) => link.table.mark_dirty(id),
+        Some((Arrival::Deliver, host, protocol)) => {
+            let Some(HostSlot { key, host, .. }) = hosts.get_mut(host as usize) else { return };
+            let env = Env { link: &mut *link, reactor, host: *key };
+            if let Err(text) = host.tell_data(protocol, id, env, data) {
+                end_after_panic(link.table, id, text);
+            }
+        }
+        Some((Arrival::Held | Arrival::Discarded, ..)) => link.table.mark_dirty(id),
         None => {}
     }
 }

@@ -81,9 +81,13 @@ impl Batch {
 
     fn clear(&mut self) {
         self.bytes.clear();
-        self.bytes.shrink_to(KEPT_CAPACITY_MAX);
-        self.shared.clear();
-        self.shared_len = 0;
+        if self.bytes.capacity() > KEPT_CAPACITY_MAX {
+            self.bytes.shrink_to(KEPT_CAPACITY_MAX);
+        }
+        if !self.shared.is_empty() {
+            self.shared.clear();
+            self.shared_len = 0;
+        }
         self.sent = 0;
     }
 }
@@ -199,11 +203,25 @@ impl Output {
 
     /// Whether a batch gathers behind the one in flight, or its writer was told that it is full.
     pub fn is_waiting(&self) -> bool {
-        self.gathering.is_some() || self.full
+        self.gathering.is_some() | self.full
     }
 
-    /// Lets `append` add to the batch that gathers, and minds the high mark.
-    pub fn append(&mut self, pool: &mut Pool, high: usize, append: &mut dyn FnMut(&mut Batch)) -> Write {
+    /// Whether it is below its marks and owes no callback.
+    pub fn is_calm(&self) -> bool {
+        !(self.full | self.pause_due | self.resume_due)
+    }
+
+    /// Appends a copy of `bytes`, and minds the high mark.
+    pub fn append(&mut self, pool: &mut Pool, high: usize, bytes: &[u8]) -> Write {
+        if !bytes.is_empty() {
+            self.gathering.get_or_insert_with(|| pool.take()).push(bytes);
+            self.unsent += bytes.len();
+        }
+        self.mind_high_mark(high)
+    }
+
+    /// The same, with whatever `append` adds to the batch.
+    pub fn append_with(&mut self, pool: &mut Pool, high: usize, append: &mut dyn FnMut(&mut Batch)) -> Write {
         let batch = self.gathering.get_or_insert_with(|| pool.take());
         let before = batch.len();
         append(Undo::new(batch).batch);
@@ -211,6 +229,10 @@ impl Output {
         if batch.is_empty() {
             self.gathering.take().into_iter().for_each(|batch| pool.give(batch));
         }
+        self.mind_high_mark(high)
+    }
+
+    fn mind_high_mark(&mut self, high: usize) -> Write {
         if self.unsent <= high {
             return Write::Accepted;
         }
@@ -343,10 +365,10 @@ mod tests {
     #[test]
     fn a_short_send_goes_first_next_time() {
         let (mut output, mut pool) = (Output::default(), Pool::default());
-        let _ = output.append(&mut pool, 100, &mut |b| b.push(b"abc"));
+        let _ = output.append_with(&mut pool, 100, &mut |b| b.push(b"abc"));
         let mut batch = output.next_batch().unwrap();
         assert!(output.next_batch().is_none(), "one send in flight");
-        let _ = output.append(&mut pool, 100, &mut |b| {
+        let _ = output.append_with(&mut pool, 100, &mut |b| {
             b.push_shared(Arc::from(*b"de"));
             b.push(b"f");
         });
@@ -359,10 +381,10 @@ mod tests {
     #[test]
     fn each_crossing_of_the_marks_is_told_once() {
         let (mut output, mut pool) = (Output::default(), Pool::default());
-        assert_eq!(output.append(&mut pool, 4, &mut |b| b.push(b"1234")), Write::Accepted);
+        assert_eq!(output.append_with(&mut pool, 4, &mut |b| b.push(b"1234")), Write::Accepted);
         assert!(!output.take_pause());
-        assert_eq!(output.append(&mut pool, 4, &mut |b| b.push(b"5")), Write::Full);
-        assert_eq!(output.append(&mut pool, 4, &mut |b| b.push(b"6")), Write::Full);
+        assert_eq!(output.append_with(&mut pool, 4, &mut |b| b.push(b"5")), Write::Full);
+        assert_eq!(output.append_with(&mut pool, 4, &mut |b| b.push(b"6")), Write::Full);
         assert!(output.take_pause() && !output.take_pause());
         let mut batch = output.next_batch().unwrap();
         batch.advance(6);
@@ -396,9 +418,9 @@ mod tests {
     #[test]
     fn a_writer_that_panics_leaves_no_half_of_its_bytes() {
         let (mut output, mut pool) = (Output::default(), Pool::default());
-        let _ = output.append(&mut pool, 100, &mut |b| b.push(b"whole"));
+        let _ = output.append_with(&mut pool, 100, &mut |b| b.push(b"whole"));
         let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            output.append(&mut pool, 100, &mut |b| {
+            output.append_with(&mut pool, 100, &mut |b| {
                 b.push(b"ha");
                 b.push_shared(Arc::from(*b"lf"));
                 panic!("on purpose");
@@ -409,7 +431,7 @@ mod tests {
     }
 
     fn fill(output: &mut Output, pool: &mut Pool) -> Write {
-        output.append(pool, 4, &mut |b| b.push(b"123456"))
+        output.append_with(pool, 4, &mut |b| b.push(b"123456"))
     }
 
     fn drain(output: &mut Output, pool: &mut Pool) {
@@ -422,7 +444,7 @@ mod tests {
     #[test]
     fn an_empty_write_leaves_nothing_to_send() {
         let (mut output, mut pool) = (Output::default(), Pool::default());
-        assert_eq!(output.append(&mut pool, 4, &mut |_| ()), Write::Accepted);
+        assert_eq!(output.append_with(&mut pool, 4, &mut |_| ()), Write::Accepted);
         assert!(output.is_flushed() && output.next_batch().is_none());
     }
 

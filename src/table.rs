@@ -11,7 +11,7 @@ use crate::{
     connector::{Attempt, Connector},
     id::{ConnId, GENERATION_MASK, HostKey},
     limits::Limits,
-    output::Pool,
+    output::{Batch, Pool, Write},
     sys,
     timer::TimerKey,
     transport::{Link, Side, SocketFlag, Visited},
@@ -38,7 +38,6 @@ pub(crate) struct Entry {
     pub(crate) protocol: u32,
     generation: u32,
     dirty: bool,
-    pub(crate) deadline: Option<TimerKey>,
     /// Its place among the made connections of its host.
     member: u32,
     rare: Option<Box<Rare>>,
@@ -50,6 +49,7 @@ struct Rare {
     peer: Option<Address>,
     host: Option<Address>,
     timers: Vec<TimerKey>,
+    deadline: Option<TimerKey>,
     connector: Option<(Connector, Attempt)>,
 }
 
@@ -74,6 +74,17 @@ impl Entry {
         self.stage = Stage::Made;
         if peer.is_some() {
             self.rare().peer = peer;
+        }
+    }
+
+    /// The timer of its deadline.
+    pub(crate) fn deadline(&self) -> Option<TimerKey> {
+        self.rare.as_ref()?.deadline
+    }
+
+    pub(crate) fn set_deadline(&mut self, deadline: Option<TimerKey>) {
+        if deadline != self.deadline() {
+            self.rare().deadline = deadline;
         }
     }
 
@@ -127,7 +138,6 @@ impl Table {
             protocol: u32::MAX,
             generation,
             dirty: false,
-            deadline: None,
             member: 0,
             rare: None,
         });
@@ -195,20 +205,35 @@ impl Table {
         std::mem::swap(&mut self.dirty, into);
     }
 
-    /// A batch of a connection came back.
-    pub(crate) fn sent(&mut self, id: ConnId, sent: Sent) {
+    /// A batch of a connection came back. Answers whether the connection has to be settled after it.
+    pub(crate) fn sent(&mut self, id: ConnId, sent: Sent) -> bool {
         let Self { entries, pool, limits, .. } = self;
-        match entries.get_mut(id.slot()).filter(|entry| entry.generation == id.generation()) {
-            Some(entry) => entry.connection.sent(sent.batch, sent.bytes, sent.errno, pool, limits),
-            None => pool.give(sent.batch),
-        }
+        let entry = entries.get_mut(id.slot()).filter(|entry| entry.generation == id.generation());
+        let Some(entry) = entry else {
+            pool.give(sent.batch);
+            return false;
+        };
+        entry.connection.sent(sent.batch, sent.bytes, sent.errno, pool, limits);
+        !entry.connection.is_settled()
     }
 
-    /// Bytes of a made connection arrived.
-    pub(crate) fn received(&mut self, id: ConnId, data: &[u8]) -> Option<Arrival> {
+    /// Bytes of a made connection arrived: what becomes of them, and where its host and its protocol are.
+    pub(crate) fn received(&mut self, id: ConnId, data: &[u8]) -> Option<(Arrival, u32, u32)> {
         let Self { entries, limits, .. } = self;
         let entry = entries.get_mut(id.slot()).filter(|e| e.generation == id.generation())?;
-        (entry.stage == Stage::Made).then(|| entry.connection.received(data, limits))
+        (entry.stage == Stage::Made)
+            .then(|| (entry.connection.received(data, limits), entry.host_slot, entry.protocol))
+    }
+
+    /// The batch of a connection that wants nothing but to send it, if it has one; None if its steps must be asked for.
+    pub(crate) fn next_batch_if_calm(&mut self, id: ConnId) -> Option<Option<Box<Batch>>> {
+        let entry = self.entries.get_mut(id.slot())?;
+        if entry.generation != id.generation() || entry.stage != Stage::Made {
+            return None;
+        }
+        let batch = entry.connection.next_batch_if_calm()?;
+        entry.dirty = false;
+        Some(batch)
     }
 
     /// The next step of a connection.
@@ -253,6 +278,18 @@ impl LoopLink<'_> {
 }
 
 impl Link for LoopLink<'_> {
+    fn write(&mut self, id: ConnId, data: &[u8]) -> Write {
+        let Table { entries, pool, limits, dirty, number, .. } = &mut *self.table;
+        let Some(entry) = entries.get_mut(id.slot()) else { return Write::Closed };
+        if entry.generation != id.generation() || *number != id.reactor() || entry.stage != Stage::Made {
+            return Write::Closed;
+        }
+        if !std::mem::replace(&mut entry.dirty, true) {
+            dirty.push(id);
+        }
+        entry.connection.write(pool, limits, data)
+    }
+
     fn visit(&mut self, id: ConnId, act: &mut dyn FnMut(Visited<'_>)) {
         let Table { entries, pool, limits, dirty, number, .. } = &mut *self.table;
         let Some(entry) = entries.get_mut(id.slot()) else { return };

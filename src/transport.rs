@@ -17,11 +17,19 @@ use crate::{
 pub(crate) trait Link {
     /// Lets `act` change the connection and sees to what follows from it. A stale id is skipped.
     fn visit(&mut self, id: ConnId, act: &mut dyn FnMut(Visited<'_>));
+    /// Appends a copy of `data`.
+    fn write(&mut self, id: ConnId, data: &[u8]) -> Write {
+        let mut answer = Write::Closed;
+        self.visit(id, &mut |visited| {
+            answer = visited.connection.write(visited.pool, visited.limits, data);
+        });
+        answer
+    }
     /// Appends what `fill` writes. It is user code: where `visit` holds a lock, it runs before that.
     fn fill(&mut self, id: ConnId, fill: &mut dyn FnMut(&mut Batch)) -> Write {
         let mut answer = Write::Closed;
         self.visit(id, &mut |visited| {
-            answer = visited.connection.write(visited.pool, visited.limits, &mut *fill);
+            answer = visited.connection.write_with(visited.pool, visited.limits, &mut *fill);
         });
         answer
     }
@@ -101,9 +109,7 @@ impl<'a> Transport<'a> {
 impl Transport<'_> {
     /// Appends a copy of `data` to the output.
     pub fn write(&mut self, data: &[u8]) -> Write {
-        self.append(&mut |visited| {
-            visited.connection.write(visited.pool, visited.limits, &mut |batch| batch.push(data))
-        })
+        self.link.write(self.id, data)
     }
 
     /// Appends copies of all of `parts`, in order, as one write.
@@ -131,11 +137,13 @@ impl Transport<'_> {
 
     /// Appends `data` without copying it: for one buffer that goes to many connections.
     pub fn write_shared(&mut self, data: &Arc<[u8]>) -> Write {
-        self.append(&mut |visited| {
-            visited.connection.write(visited.pool, visited.limits, &mut |batch| {
+        let mut answer = Write::Closed;
+        self.link.visit(self.id, &mut |visited| {
+            answer = visited.connection.write_with(visited.pool, visited.limits, &mut |batch| {
                 batch.push_shared(Arc::clone(data));
-            })
-        })
+            });
+        });
+        answer
     }
 
     /// Bytes written that the kernel has not taken yet.
@@ -143,12 +151,6 @@ impl Transport<'_> {
         let mut unsent = 0;
         self.link.visit(self.id, &mut |visited| unsent = visited.connection.unsent());
         unsent
-    }
-
-    fn append(&mut self, write: &mut dyn FnMut(Visited<'_>) -> Write) -> Write {
-        let mut answer = Write::Closed;
-        self.link.visit(self.id, &mut |visited| answer = write(visited));
-        answer
     }
 }
 

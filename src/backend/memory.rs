@@ -21,7 +21,7 @@ pub(crate) struct Memory {
     reading: Vec<ConnId>,
     /// The connections that send in this turn and have not been heard yet.
     speaking: usize,
-    sent: VecDeque<(ConnId, Box<Batch>)>,
+    sent: Vec<(ConnId, Box<Batch>)>,
     ready: VecDeque<Event<'static>>,
     sockets: Nowhere,
 }
@@ -42,7 +42,7 @@ pub(crate) fn open(connections: u32, message: &[u8]) -> Box<dyn Proactor> {
         message: message.to_vec(),
         reading: Vec::new(),
         speaking: 0,
-        sent: VecDeque::new(),
+        sent: Vec::new(),
         ready: VecDeque::new(),
         sockets: Nowhere,
     })
@@ -83,7 +83,7 @@ impl Proactor for Memory {
     }
 
     fn send(&mut self, id: ConnId, batch: Box<Batch>) -> Option<Sent> {
-        self.sent.push_back((id, batch));
+        self.sent.push((id, batch));
         None
     }
 
@@ -107,7 +107,7 @@ impl Proactor for Memory {
     fn next(&mut self) -> Option<(Event<'_>, &mut dyn Sockets)> {
         let event = if let Some(event) = self.ready.pop_front() {
             event
-        } else if let Some((id, mut batch)) = self.sent.pop_front() {
+        } else if let Some((id, mut batch)) = self.sent.pop() {
             let bytes = batch.len();
             batch.advance(bytes);
             Event::Sent { id, sent: Sent { batch, bytes, errno: None } }

@@ -49,7 +49,7 @@ impl Rig {
 
     fn write(&mut self, bytes: &[u8]) -> Write {
         let Self { connection, pool, limits, .. } = self;
-        connection.write(pool, limits, &mut |batch| batch.push(bytes))
+        connection.write(pool, limits, bytes)
     }
 
     fn arrives(&mut self, bytes: &[u8]) {
@@ -98,7 +98,7 @@ impl Rig {
                 }
                 Step::Lost => {
                     assert!(self.lost.is_none(), "C2: connection_lost twice");
-                    self.lost = Some(*self.connection.reason());
+                    self.lost = Some(self.connection.reason());
                 }
                 Step::Close { reset } => {
                     assert!(self.lost.is_some(), "told before it is closed");

@@ -332,7 +332,7 @@ impl ThreadConnection {
 impl ThreadConnection {
     /// The life of the connection, from `connection_made` to `connection_lost`; why it ended. One
     /// that has been reset already ends with that, after what came before.
-    pub(super) fn serve(&self, duty: &mut Duty, reset: Option<Errno>) -> Box<Reason> {
+    pub(super) fn serve(&self, duty: &mut Duty, reset: Option<Errno>) -> Reason {
         self.wire.counters().add(Count::Made, 1);
         drop(self.tell(self.lock(), duty, ProtocolEvent::Made));
         self.made.store(true, SeqCst);
@@ -409,7 +409,7 @@ impl ThreadConnection {
     }
 
     /// Tells the protocol and forgets it, with all that is bound to it.
-    fn lost(&self, duty: &mut Duty) -> Box<Reason> {
+    fn lost(&self, duty: &mut Duty) -> Reason {
         let (reason, timers) = {
             let mut state = self.lock();
             (state.connection.reason(), std::mem::take(&mut state.timers))

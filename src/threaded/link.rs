@@ -63,8 +63,7 @@ impl Link for ThreadLink<'_> {
         let mut answer = Write::Closed;
         if let Some(bytes) = filled.as_single() {
             self.visit(id, &mut |visited| {
-                answer =
-                    visited.connection.write(visited.pool, visited.limits, &mut |batch| batch.push(bytes));
+                answer = visited.connection.write(visited.pool, visited.limits, bytes);
             });
         }
         self.duty.pool.give(filled);
