@@ -68,6 +68,7 @@ impl Server {
             backend: String::new(),
             tier: None,
             descriptors: String::new(),
+            reactors: 1,
             why: String::new(),
             pid: 0,
         };
@@ -223,6 +224,7 @@ mod tests {
             backend: backend.into(),
             tier: None,
             descriptors: descriptors.into(),
+            reactors: 1,
             why: "a test".into(),
             pid: 7,
         }

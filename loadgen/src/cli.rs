@@ -22,7 +22,7 @@ use crate::{
     selftest::SelftestArgs,
     serve::{Service, Way},
     slo::Objective,
-    spec::{Hired, Remote, Row, Spec},
+    spec::{Hired, Kind, Remote, Row, Spec},
     stats,
     sweep::SweepArgs,
     units,
@@ -236,6 +236,10 @@ pub(crate) struct ServeArgs {
     /// CPU to run on
     #[arg(long, value_name = "N")]
     pub(crate) cpu: Option<usize>,
+    /// Reactors that share the port (SO_REUSEPORT), each with a thread and, on io_uring, a ring and a table of
+    /// direct descriptors of its own; io_uring and epoll only, and not with --as push
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = reactors)]
+    pub(crate) reactors: usize,
     /// Where what comes in is sent
     #[arg(long = "as", value_enum, value_name = "WAY", default_value_t = Way::Echo)]
     way: Way,
@@ -272,7 +276,22 @@ impl ServeArgs {
                 self.backend
             )));
         }
+        self.check_reactors(service)?;
         service.check(self.backend).map(|()| service)
+    }
+
+    fn check_reactors(&self, service: Service) -> Result<(), Error> {
+        let on_a_loop = matches!(self.backend.kind, Kind::Auto | Kind::IoUring | Kind::Epoll);
+        let refused = match () {
+            () if self.reactors == 1 => return Ok(()),
+            () if self.command.is_some() => "--command has whatever threads its program makes",
+            () if !on_a_loop => "only io_uring and epoll have --reactors; choose one of them as --backend",
+            () if service.way == Way::Push => {
+                "--as push sends to all connections of one reactor: leave out --reactors"
+            }
+            () => return Ok(()),
+        };
+        Err(Error::usage(refused))
     }
 }
 
@@ -494,6 +513,16 @@ fn close_after(text: &str) -> Result<usize, String> {
     match units::size(text)? {
         0 => Err("the least is 1; leave it out to close never".into()),
         bytes => Ok(bytes),
+    }
+}
+
+/// As many as the library has numbers for in one process.
+pub(crate) const REACTORS_MAX: usize = 256;
+
+fn reactors(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(reactors) if (1..=REACTORS_MAX).contains(&reactors) => Ok(reactors),
+        _ => Err(format!("reactors are a number from 1 to {REACTORS_MAX}")),
     }
 }
 

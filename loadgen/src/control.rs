@@ -50,6 +50,9 @@ pub(crate) struct Identity {
     pub(crate) tier: Option<String>,
     /// plain or direct.
     pub(crate) descriptors: String,
+    /// How many share the port, each in a thread and, on io_uring, with a ring and a table of its own.
+    #[serde(default = "one")]
+    pub(crate) reactors: usize,
     pub(crate) why: String,
     pub(crate) pid: u32,
 }
@@ -62,6 +65,13 @@ pub(crate) struct ServerStats {
     pub(crate) voluntary_switches: u64,
     pub(crate) involuntary_switches: u64,
     pub(crate) peak_memory_bytes: Option<u64>,
+    /// How the kernel has dealt the connections out; empty for what is not the library.
+    #[serde(default)]
+    pub(crate) accepted_by_reactor: Vec<u64>,
+}
+
+fn one() -> usize {
+    1
 }
 
 impl ServerStats {
@@ -69,7 +79,15 @@ impl ServerStats {
     pub(crate) fn of(syscalls: BTreeMap<String, u64>, counts: BTreeMap<String, u64>) -> Self {
         let (voluntary_switches, involuntary_switches) = measure::context_switches().unwrap_or_default();
         let peak_memory_bytes = measure::peak_memory_bytes();
-        Self { syscalls, counts, voluntary_switches, involuntary_switches, peak_memory_bytes }
+        let accepted_by_reactor = Vec::new();
+        Self {
+            syscalls,
+            counts,
+            voluntary_switches,
+            involuntary_switches,
+            peak_memory_bytes,
+            accepted_by_reactor,
+        }
     }
 
     /// What was counted under this name of the library.

@@ -60,6 +60,7 @@ pub(super) fn serve(args: &ServeArgs, hired: &Hired) -> Result<(), Error> {
         backend: hired.name.clone(),
         tier: None,
         descriptors: "plain".into(),
+        reactors: 1,
         why: format!("started as `{line}`"),
         pid: group.leader as u32,
     };

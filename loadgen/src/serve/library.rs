@@ -3,14 +3,15 @@
 use std::{
     hint,
     net::SocketAddr,
+    panic::resume_unwind,
     sync::Arc,
-    thread,
+    thread::{self, Builder},
     time::{Duration, Instant},
 };
 
 use ringspun::{
-    Backend, Count, Cx, Factory, Limits, Peer, Port, Protocol, Reactor, ReactorHandle, Syscall, UringOptions,
-    WaitPolicy, Write,
+    Backend, Count, Cx, Factory, Limits, ListenOptions, Peer, Port, Protocol, Reactor, ReactorHandle, Stats,
+    Syscall, UringOptions, WaitPolicy, Write,
 };
 
 use super::{Served, Service, Way, announce, conclude, obey, report};
@@ -22,35 +23,80 @@ use crate::{
 };
 
 pub(super) fn serve(args: &ServeArgs, service: Service) -> Result<(), Error> {
-    let reactor = build(args.backend, service.way)?;
-    let port = listen(&reactor, args, service).map_err(|error| Error::machine(error.to_string()))?;
-    let port = port.get_host().port().unwrap_or(args.port);
-    let handle = reactor.handle();
+    let (reactors, port) = listen(args, service)?;
+    let all = Reactors(reactors.iter().map(Reactor::handle).collect());
     if args.control {
-        report(&Report::Ready { identity: identity(&handle), port });
-        let handle = handle.clone();
-        thread::spawn(move || obey(handle));
+        report(&Report::Ready { identity: identity(&all.0), port });
+        let all = all.clone();
+        thread::spawn(move || obey(all));
     } else {
-        announce(service.way, &handle.backend().to_string(), SocketAddr::new(args.host, port));
+        announce(service.way, &described(&all.0), SocketAddr::new(args.host, port));
     }
-    reactor.run().map_err(|error| Error::internal(error.to_string()))?;
-    conclude(args, handle.account());
+    run(reactors, &all)?;
+    conclude(args, all.account());
     Ok(())
 }
 
-fn listen(reactor: &Reactor, args: &ServeArgs, service: Service) -> Result<Port, ringspun::Error> {
-    let address = SocketAddr::new(args.host, args.port);
-    let spin = args.spin_per_message;
+/// Reactors that listen, and their port. Several share it: the kernel deals the connections out, each to the
+/// reactor that a hash of its addresses names.
+fn listen(args: &ServeArgs, service: Service) -> Result<(Vec<Reactor>, u16), Error> {
+    let mut address = SocketAddr::new(args.host, args.port);
+    let mut reactors = Vec::new();
+    for _ in 0..args.reactors {
+        let reactor = build(args.backend, service.way)?;
+        let options = ListenOptions::from(address).reuse_port(args.reactors > 1);
+        let listening = listen_to(&reactor, options, args.spin_per_message, service);
+        let port = listening.map_err(|error| Error::machine(error.to_string()))?.get_host().port();
+        address.set_port(port.unwrap_or(args.port));
+        reactors.push(reactor);
+    }
+    Ok((reactors, address.port()))
+}
+
+/// Runs the first reactor here and each of the others in a thread of its own, until all have ended.
+fn run(reactors: Vec<Reactor>, all: &Reactors) -> Result<(), Error> {
+    let mut reactors = reactors.into_iter().enumerate();
+    let first = reactors.next();
+    let mut threads = Vec::new();
+    for (number, reactor) in reactors {
+        let (others, name) = (all.clone(), format!("reactor {number}"));
+        match Builder::new().name(name).spawn(move || run_one(&reactor, others)) {
+            Ok(thread) => threads.push(thread),
+            Err(error) => {
+                return Err(Error::machine(format!(
+                    "no thread for reactor {number}: {error}; raise the limit (`ulimit -u`) or use fewer --reactors"
+                )));
+            }
+        }
+    }
+    let here = first.map_or(Ok(()), |(_, reactor)| run_one(&reactor, all.clone()));
+    let ended = threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
+    ended.fold(here, Result::and)
+}
+
+/// Runs one reactor; when it ends, for whatever reason, so do all others.
+fn run_one(reactor: &Reactor, all: Reactors) -> Result<(), Error> {
+    let ended = reactor.run();
+    all.end();
+    ended.map_err(|error| Error::internal(error.to_string()))
+}
+
+fn listen_to(
+    reactor: &Reactor,
+    options: ListenOptions,
+    spin: Option<Duration>,
+    service: Service,
+) -> Result<Port, ringspun::Error> {
     match service {
-        Service { way: Way::Push, .. } => listen_with(reactor, address, spin, Push),
-        Service { close_after: 0, .. } => listen_with(reactor, address, spin, Echo),
-        Service { close_after, .. } => listen_with(reactor, address, spin, ClosingEcho { left: close_after }),
+        Service { way: Way::Push, .. } => listen_with(reactor, options, spin, Push),
+        Service { close_after: 0, .. } => listen_with(reactor, options, spin, Echo),
+        Service { close_after, .. } => listen_with(reactor, options, spin, ClosingEcho { left: close_after }),
     }
 }
 
 fn listen_with<P>(
     reactor: &Reactor,
-    address: SocketAddr,
+    options: ListenOptions,
     spin: Option<Duration>,
     protocol: P,
 ) -> Result<Port, ringspun::Error>
@@ -58,8 +104,8 @@ where
     P: Protocol<Copies<P>> + Protocol<Copies<Slowed<P>>> + Clone,
 {
     match spin {
-        None => reactor.listen_tcp(address, Copies(protocol)),
-        Some(spin) => reactor.listen_tcp(address, Copies(Slowed { protocol, spin })),
+        None => reactor.listen_tcp(options, Copies(protocol)),
+        Some(spin) => reactor.listen_tcp(options, Copies(Slowed { protocol, spin })),
     }
 }
 
@@ -173,31 +219,51 @@ fn limits(way: Way) -> Limits {
     }
 }
 
-impl Served for ReactorHandle {
+/// All reactors of this server.
+#[derive(Clone)]
+struct Reactors(Vec<ReactorHandle>);
+
+impl Served for Reactors {
     fn account(&self) -> ServerStats {
-        let stats = self.stats();
-        ServerStats::of(
-            Syscall::ALL.iter().map(|call| (call.name().into(), stats.syscall(*call))).collect(),
-            Count::ALL.iter().map(|count| (count.name().into(), stats.count(*count))).collect(),
-        )
+        let stats: Vec<Stats> = self.0.iter().map(|reactor| reactor.stats()).collect();
+        let calls = |call: Syscall| stats.iter().map(|stats| stats.syscall(call)).sum();
+        let counts = |count: Count| stats.iter().map(|stats| stats.count(count)).sum();
+        let sums = ServerStats::of(
+            Syscall::ALL.iter().map(|call| (call.name().into(), calls(*call))).collect(),
+            Count::ALL.iter().map(|count| (count.name().into(), counts(*count))).collect(),
+        );
+        let accepted_by_reactor = stats.iter().map(|stats| stats.count(Count::Accepted)).collect();
+        ServerStats { accepted_by_reactor, ..sums }
     }
 
-    /// By way of the reactor's queue, so that it also holds when the reactor is only about to run.
+    /// By way of the reactors' queues, so that it also holds when one is only about to run.
     fn end(self) {
-        // It fails only if the reactor has stopped already.
-        self.call_from_thread(|reactor| {
-            let _ = reactor.stop();
-        });
+        for reactor in self.0 {
+            // It fails only if the reactor has stopped already.
+            reactor.call_from_thread(|reactor| {
+                let _ = reactor.stop();
+            });
+        }
     }
 }
 
-fn identity(handle: &ReactorHandle) -> Identity {
-    let info = handle.backend();
+/// All reactors are alike, so one speaks for them.
+fn identity(reactors: &[ReactorHandle]) -> Identity {
+    let info = reactors[0].backend();
     Identity {
         backend: info.backend.name().into(),
         tier: info.tier.map(|tier| tier.name().into()),
         descriptors: if info.direct { "direct" } else { "plain" }.into(),
+        reactors: reactors.len(),
         why: info.why.clone(),
         pid: std::process::id(),
+    }
+}
+
+fn described(reactors: &[ReactorHandle]) -> String {
+    match reactors {
+        [only] => only.backend().to_string(),
+        [first, ..] => format!("{} reactors, each {}", reactors.len(), first.backend()),
+        [] => String::new(),
     }
 }

@@ -96,6 +96,7 @@ fn identity(args: &ServeArgs) -> Identity {
         backend: args.backend.kind.name().into(),
         tier: None,
         descriptors: args.backend.descriptors().into(),
+        reactors: 1,
         why: "written by hand, without the library".into(),
         pid: process::id(),
     }
