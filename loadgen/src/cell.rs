@@ -110,6 +110,7 @@ fn load(settings: &Settings, place: &Place, target: SocketAddr) -> Result<Load, 
     Ok(Load {
         target,
         connections: place.point.connections,
+        first: 0,
         sizes: place.point.size.clone(),
         pipeline: place.point.pipeline,
         seed: settings.seed,

@@ -38,6 +38,25 @@ pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
         .transpose()
 }
 
+/// One that is always there.
+pub(crate) mod whole {
+    use hdrhistogram::Histogram;
+    use serde::{Deserializer, Serializer, de::Error as _};
+
+    pub(crate) fn serialize<S: Serializer>(
+        histogram: &Histogram<u64>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        super::serialize(&Some(histogram.clone()), serializer)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Histogram<u64>, D::Error> {
+        super::deserialize(deserializer)?.ok_or_else(|| D::Error::custom("no histogram"))
+    }
+}
+
 /// All of them added; None if there are none.
 pub(crate) fn sum<'a>(histograms: impl Iterator<Item = &'a Histogram<u64>>) -> Option<Histogram<u64>> {
     let mut sum: Option<Histogram<u64>> = None;

@@ -1,6 +1,6 @@
 //! Clocks and counters of processes. What the machine cannot give is None, never 0.
 
-use std::{fs, time::Duration};
+use std::{fs, ops::RangeInclusive, time::Duration};
 
 use nix::{
     sys::{
@@ -85,10 +85,11 @@ pub(crate) fn runs(pid: u32) -> bool {
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
-/// The first port that the kernel gives to those who do not ask for one.
-pub(crate) fn first_local_port() -> Option<u16> {
+/// The ports that the kernel gives to those who do not ask for one.
+pub(crate) fn local_ports() -> Option<RangeInclusive<u16>> {
     let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
-    range.split_whitespace().next()?.parse().ok()
+    let mut ends = range.split_whitespace().map_while(|end| end.parse().ok());
+    Some(ends.next()?..=ends.next()?)
 }
 
 /// Every process of this machine with its parent.

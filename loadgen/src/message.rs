@@ -11,6 +11,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// Bytes of the header, and so the smallest message.
 pub(crate) const HEADER_BYTES: usize = 24;
 
@@ -21,7 +23,7 @@ const MAGIC: [u8; 4] = *b"RSLG";
 const CHECKSUM_AT: usize = 20;
 
 /// How much of every reply is compared with what was sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 pub(crate) enum Verify {
     /// Every byte.
     Full,

@@ -163,13 +163,13 @@ impl<W: Wire> Engine<'_, W> {
             let chunk = &self.wire.received(lease)[at..];
             let due = self.connections[slot].due;
             let Some(asked) = self.connections[sender].request(due) else {
-                let finding = message::diagnose(sender as u32, due, &[], chunk);
+                let finding = message::diagnose(self.load.number(sender), due, &[], chunk);
                 return self.failures.wrong(slot, due, &finding);
             };
             let expected = &self.wire.outgoing(sender)[asked.part.clone()];
             let compared = self.load.verify.compared(expected.len());
             let bytes = expected.len();
-            match self.connections[slot].receive(sender as u32, chunk, expected, compared) {
+            match self.connections[slot].receive(self.load.number(sender), chunk, expected, compared) {
                 Progress::Complete { used } => {
                     at += used;
                     self.answered(slot, sender, due, bytes, now);
@@ -256,7 +256,7 @@ fn compose(
         memory.get_mut(part.clone())?.copy_from_slice(request.bytes());
         return Some(part);
     }
-    let (owner, sequence) = (slot as u32, connection.sequence);
+    let (owner, sequence) = (load.number(slot), connection.sequence);
     let bytes = load.sizes.pick(message::random(load.seed, owner, sequence));
     let part = connection.room_for(bytes, memory.len())?;
     message::encode(&mut memory[part.clone()], load.seed, owner, sequence);

@@ -22,6 +22,8 @@ pub(crate) struct Failure {
 #[derive(Debug, Default)]
 pub(super) struct Failures {
     counts: BTreeMap<(&'static str, String), u64>,
+    /// The number of the first slot's connection.
+    offset: usize,
     first: Option<Error>,
 }
 
@@ -46,6 +48,11 @@ impl State<'_> {
 }
 
 impl Failures {
+    /// Of connections that are numbered from here.
+    pub(super) fn new(offset: usize) -> Self {
+        Self { offset, ..Self::default() }
+    }
+
     pub(super) fn connect(&mut self, slot: usize, target: SocketAddr, errno: Errno) {
         let remedy = match errno {
             Errno::ECONNREFUSED => "is a server listening there?",
@@ -55,14 +62,14 @@ impl Failures {
             }
             _ => "check the route to this address",
         };
-        let text = format!("connection {slot}: cannot connect to {target}: {}; {remedy}", errno.desc());
+        let text = format!("{}: cannot connect to {target}: {}; {remedy}", self.named(slot), errno.desc());
         self.add("connect", errno_name(errno), Error::machine(text));
     }
 
     pub(super) fn broken(&mut self, phase: &'static str, slot: usize, state: &State<'_>, errno: Errno) {
         let text = format!(
             "{}: {phase} failed: {} ({}); the server dropped the connection, see its log",
-            place(slot, state.connection.due),
+            self.place(slot, state.connection.due),
             errno.desc(),
             state.arrived()
         );
@@ -72,7 +79,7 @@ impl Failures {
     pub(super) fn closed(&mut self, slot: usize, state: &State<'_>) {
         let text = format!(
             "{}: the server closed the connection early ({}); it must answer every request",
-            place(slot, state.connection.due),
+            self.place(slot, state.connection.due),
             state.arrived()
         );
         self.add("reply", "closed_early".into(), Error::verification(text));
@@ -81,7 +88,7 @@ impl Failures {
     pub(super) fn no_reply(&mut self, slot: usize, state: &State<'_>, timeout: Duration) {
         let text = format!(
             "{}: no reply within {} ({}); the reply is lost, or raise --timeout if the server is only slow",
-            place(slot, state.connection.due),
+            self.place(slot, state.connection.due),
             humantime::format_duration(timeout),
             state.arrived()
         );
@@ -90,8 +97,9 @@ impl Failures {
 
     pub(super) fn unheard(&mut self, slot: usize, timeout: Duration) {
         let text = format!(
-            "connection {slot}: nothing of what connection 0 has sent came to it within {}; the server must send \
-             every message to all connections, as `loadgen serve --as push` does",
+            "{}: nothing of what connection 0 has sent came to it within {}; the server must send every message \
+             to all connections, as `loadgen serve --as push` does",
+            self.named(slot),
             humantime::format_duration(timeout)
         );
         self.add("reply", "no_reply".into(), Error::verification(text));
@@ -99,8 +107,9 @@ impl Failures {
 
     pub(super) fn not_closed(&mut self, slot: usize, timeout: Duration) {
         let text = format!(
-            "connection {slot}: the server did not close it within {}; does it close after a reply, and when the \
-             client has? --close rst does not wait for it",
+            "{}: the server did not close it within {}; does it close after a reply, and when the client has? \
+             --close rst does not wait for it",
+            self.named(slot),
             humantime::format_duration(timeout)
         );
         self.add("close", "not_closed".into(), Error::verification(text));
@@ -108,12 +117,12 @@ impl Failures {
 
     /// What HTTP forbids, or what differs from the first response.
     pub(super) fn wrong_response(&mut self, slot: usize, sequence: u64, finding: &HttpFinding) {
-        let text = format!("{}: {finding}", place(slot, sequence));
+        let text = format!("{}: {finding}", self.place(slot, sequence));
         self.add("reply", finding.name().into(), Error::verification(text));
     }
 
     pub(super) fn wrong(&mut self, slot: usize, sequence: u64, finding: &Finding) {
-        let text = format!("{}: {finding}", place(slot, sequence));
+        let text = format!("{}: {finding}", self.place(slot, sequence));
         self.add("reply", finding.name().into(), Error::verification(text));
     }
 
@@ -131,10 +140,14 @@ impl Failures {
         *self.counts.entry((phase, cause)).or_insert(0) += 1;
         self.first.get_or_insert(error);
     }
-}
 
-fn place(slot: usize, sequence: u64) -> String {
-    format!("connection {slot}, sequence {sequence}")
+    fn named(&self, slot: usize) -> String {
+        format!("connection {}", self.offset + slot)
+    }
+
+    fn place(&self, slot: usize, sequence: u64) -> String {
+        format!("{}, sequence {sequence}", self.named(slot))
+    }
 }
 
 /// The symbolic name, such as ECONNRESET.

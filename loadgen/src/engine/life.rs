@@ -142,7 +142,7 @@ impl<W: Wire> Engine<'_, W> {
     pub(super) fn verdict(&self, slot: usize) -> Option<Finding> {
         let (sender, connection) = (self.load.sender_to(slot), &self.connections[slot]);
         let part = self.connections[sender].request(connection.due)?.part.clone();
-        connection.verdict(sender as u32, &self.wire.outgoing(sender)[part])
+        connection.verdict(self.load.number(sender), &self.wire.outgoing(sender)[part])
     }
 }
 

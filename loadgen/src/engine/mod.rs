@@ -33,6 +33,7 @@ use nix::{
     errno::Errno,
     sys::{prctl, socket::SockaddrStorage},
 };
+use serde::{Deserialize, Serialize};
 
 pub(crate) use self::failure::Failure;
 use self::{
@@ -45,7 +46,7 @@ use self::{
     sources::Sources,
     wire::{Event, Plan, Wire},
 };
-use crate::{error::Error, http, message, message::Verify, point::Sizes};
+use crate::{error::Error, histogram, http, message, message::Verify, point::Sizes};
 
 /// Connections being made at once: well below the backlog that listeners usually have.
 pub(crate) const CONNECTING_MAX: usize = 128;
@@ -60,7 +61,7 @@ const MINUTE_NS: u64 = 60_000_000_000;
 pub(crate) const SLICE: Duration = Duration::from_millis(100);
 
 /// What is said on connections.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Dialogue {
     /// Every message comes back to its sender.
     Echo,
@@ -82,7 +83,7 @@ pub(crate) enum Close {
 }
 
 /// By which interface of the kernel the client works.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 pub(crate) enum Client {
     #[value(name = "io_uring")]
     IoUring,
@@ -94,11 +95,13 @@ pub(crate) enum Client {
 /// the turn takes; one by one costs an enter each, and with it the time for the next ones.
 const BURST_BY_CLOCK: usize = 8;
 
-/// What to do to a server.
-#[derive(Clone, Debug)]
+/// What to do to a server. A share for another process is told only what idle connections need.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Load {
     pub(crate) target: SocketAddr,
     pub(crate) connections: usize,
+    /// The number of its first connection, where it is a share of a load that has others before it.
+    pub(crate) first: usize,
     pub(crate) sizes: Sizes,
     /// Requests under way at once on a connection.
     pub(crate) pipeline: usize,
@@ -115,8 +118,10 @@ pub(crate) struct Load {
     pub(crate) think: Duration,
     pub(crate) dialogue: Dialogue,
     /// Each connection asks once, is closed so, and another one takes its place.
+    #[serde(skip)]
     pub(crate) churn: Option<Close>,
     /// An open loop; None for a closed one.
+    #[serde(skip)]
     pub(crate) pacing: Option<Pacing>,
     /// Each connection asks once before the window, none within it, and this share of them after it.
     pub(crate) idle: Option<f64>,
@@ -124,10 +129,16 @@ pub(crate) struct Load {
     /// Requests that are handed to the kernel at once; None for as many as suit the loop.
     pub(crate) burst: Option<usize>,
     /// A planted fault: the client stands still for so long in the middle of the window.
+    #[serde(skip)]
     pub(crate) stall: Option<Duration>,
 }
 
 impl Load {
+    /// By which number messages and complaints name the connection of this slot.
+    fn number(&self, slot: usize) -> u32 {
+        (self.first + slot) as u32
+    }
+
     fn plan(&self) -> Plan {
         let room = match &self.dialogue {
             Dialogue::Http(request) => request.bytes().len() * self.pipeline,
@@ -166,7 +177,7 @@ pub(crate) trait Watcher {
 }
 
 /// What was counted.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Counted {
     /// Requests answered rightly within the window.
     pub(crate) requests: u64,
@@ -189,8 +200,10 @@ pub(crate) struct Counted {
     pub(crate) starved: usize,
     /// Of the requests that were under way at any time within the window; in an open loop, of those that
     /// arrived within it, from the moment that was meant.
+    #[serde(with = "histogram::whole")]
     pub(crate) latency: Histogram<u64>,
     /// None in a closed loop.
+    #[serde(skip)]
     pub(crate) paced: Option<PacedCounts>,
     /// Requests of each [`SLICE`] of the window.
     pub(crate) series: Vec<u64>,
@@ -258,7 +271,7 @@ fn run_over(wire: impl Wire, load: &Load, watcher: &mut impl Watcher) -> Result<
         open,
         stall: load.stall,
         wire,
-        sources: Sources::new(load.target, load.connections, load.churn.is_some()),
+        sources: Sources::new(load.target, load.first..load.first + load.connections, load.churn.is_some()),
         connections: (0..load.connections).map(|_| Connection::default()).collect(),
         phase: Phase::Ramp,
         phase_began: Instant::now(),
@@ -273,14 +286,15 @@ fn run_over(wire: impl Wire, load: &Load, watcher: &mut impl Watcher) -> Result<
         parked: VecDeque::new(),
         responses: http::Responses::default(),
         counted,
-        failures: Failures::default(),
+        failures: Failures::new(load.first),
     };
     let ended = engine.run(watcher);
     Ok(engine.finish(ended, watcher))
 }
 
 impl Counted {
-    fn new(load: &Load) -> Result<Self, Error> {
+    /// Nothing so far.
+    pub(crate) fn new(load: &Load) -> Result<Self, Error> {
         // Nothing can take longer: what is late ends the run.
         let longest = (load.warmup + load.duration + load.timeout).as_nanos() as u64;
         let latency = Histogram::new_with_bounds(1, longest.max(MINUTE_NS), 3)
@@ -483,8 +497,8 @@ impl<W: Wire> Engine<'_, W> {
         let can_ask =
             |slot: &usize| connections[*slot].stage == Stage::Open && wire.outgoing_mut(*slot).is_some();
         let mut open: Vec<usize> = (0..self.load.connections).filter(can_ask).collect();
-        let wanted = ((self.load.connections as f64 * share) as usize).max(1).min(open.len());
-        let mut random = Random(self.load.seed);
+        let wanted = ((self.load.connections as f64 * share).ceil() as usize).min(open.len());
+        let mut random = Random(self.load.seed ^ self.load.first as u64);
         for _ in 0..wanted {
             let chosen = open.swap_remove((random.uniform() * open.len() as f64) as usize);
             self.ask(chosen, None, Instant::now());

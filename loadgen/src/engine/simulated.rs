@@ -280,6 +280,7 @@ fn echo() -> Load {
     Load {
         target: ([127, 0, 0, 1], 1).into(),
         connections: CONNECTIONS,
+        first: 0,
         sizes: "64".parse().expect("valid"),
         pipeline: 1,
         seed: 1,

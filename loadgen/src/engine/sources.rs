@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
+    ops::Range,
     os::fd::{AsRawFd, OwnedFd},
 };
 
@@ -10,10 +11,10 @@ use nix::{
     sys::socket::{self, AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, sockopt},
 };
 
-use crate::error::Error;
+use crate::{error::Error, measure};
 
-/// Below the 28,232 ports that a source address has by default.
-const PER_SOURCE: usize = 24_000;
+/// Where the kernel does not tell its range of local ports.
+const PORTS_USUAL: usize = 28_232;
 /// Sources of connections that come and go: the ports of those that have gone are taken for a minute.
 const SOURCES_OF_MANY: usize = 250;
 
@@ -33,22 +34,32 @@ enum Spread {
 pub(super) struct Sources {
     family: AddressFamily,
     spread: Spread,
+    /// The number of the first connection.
+    first: usize,
+    per_source: usize,
     /// Sockets given so far.
     pub(super) given: usize,
 }
 
 impl Sources {
-    /// For so many connections at once; those of `churn` are replaced all the time.
-    pub(super) fn new(target: SocketAddr, connections: usize, churn: bool) -> Self {
+    /// For connections of these numbers at once; those of `churn` are replaced all the time.
+    pub(super) fn new(target: SocketAddr, numbers: Range<usize>, churn: bool) -> Self {
+        let per_source = per_source(measure::local_ports().map_or(PORTS_USUAL, |ports| ports.len()));
+        Self::with(target, numbers, churn, per_source)
+    }
+
+    fn with(target: SocketAddr, numbers: Range<usize>, churn: bool, per_source: usize) -> Self {
         let loopback = matches!(target.ip(), IpAddr::V4(address) if address.is_loopback());
         Self {
             family: if target.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 },
             spread: match () {
                 () if !loopback => Spread::None,
                 () if churn => Spread::InTurn,
-                () if connections > PER_SOURCE => Spread::InBlocks,
+                () if numbers.end > per_source => Spread::InBlocks,
                 () => Spread::None,
             },
+            first: numbers.start,
+            per_source,
             given: 0,
         }
     }
@@ -76,7 +87,7 @@ impl Sources {
     fn source(&self) -> Option<Ipv4Addr> {
         let number = match self.spread {
             Spread::None => return None,
-            Spread::InBlocks => self.given / PER_SOURCE,
+            Spread::InBlocks => (self.first + self.given) / self.per_source,
             Spread::InTurn => self.given % SOURCES_OF_MANY,
         };
         Some(Ipv4Addr::from(u32::from(Ipv4Addr::LOCALHOST) + number as u32))
@@ -85,39 +96,54 @@ impl Sources {
     fn failed(&self, errno: Errno) -> Error {
         Error::machine(format!(
             "connection {}: no socket: {}; raise the limit (`ulimit -n`) or use a smaller -c",
-            self.given,
+            self.first + self.given,
             errno.desc()
         ))
     }
+}
+
+/// How many connections to give one source address: the kernel tries every other port, and goes through all of
+/// them again for each connection once these are taken.
+fn per_source(ports: usize) -> usize {
+    (ports / 2).max(1)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn sources(target: &str, connections: usize, churn: bool) -> Sources {
-        Sources::new(target.parse().expect("valid"), connections, churn)
+    const PER_SOURCE: usize = 14_000;
+
+    fn sources(target: &str, numbers: Range<usize>, churn: bool) -> Sources {
+        Sources::with(target.parse().expect("valid"), numbers, churn, PER_SOURCE)
     }
 
     #[test]
     fn connections_spread_over_loopback_addresses() {
-        let source = |given| Sources { given, ..sources("127.0.0.1:1", PER_SOURCE + 1, false) }.source();
+        let source = |given| Sources { given, ..sources("127.0.0.1:1", 0..PER_SOURCE + 1, false) }.source();
         assert_eq!(source(0), Some(Ipv4Addr::new(127, 0, 0, 1)));
         assert_eq!(source(PER_SOURCE), Some(Ipv4Addr::new(127, 0, 0, 2)));
-        assert_eq!(sources("127.0.0.1:1", PER_SOURCE, false).source(), None);
-        assert_eq!(sources("192.0.2.1:1", PER_SOURCE + 1, true).source(), None);
+        assert_eq!(sources("127.0.0.1:1", 0..PER_SOURCE, false).source(), None);
+        assert_eq!(sources("192.0.2.1:1", 0..PER_SOURCE + 1, true).source(), None);
+    }
+
+    #[test]
+    fn shares_of_a_load_do_not_take_each_others_ports() {
+        let later = sources("127.0.0.1:1", 300 * PER_SOURCE..301 * PER_SOURCE, false);
+        assert_eq!(later.source(), Some(Ipv4Addr::new(127, 0, 1, 45)));
+        assert_eq!((per_source(28_232), per_source(1)), (14_116, 1));
     }
 
     #[test]
     fn those_that_come_and_go_take_the_sources_in_turn() {
-        let source = |given| Sources { given, ..sources("127.0.0.1:1", 1, true) }.source();
+        let source = |given| Sources { given, ..sources("127.0.0.1:1", 0..1, true) }.source();
         assert_eq!(source(1), Some(Ipv4Addr::new(127, 0, 0, 2)));
         assert_eq!(source(SOURCES_OF_MANY), source(0));
     }
 
     #[test]
     fn a_bound_socket_has_its_source() {
-        let mut sources = Sources { given: PER_SOURCE, ..sources("127.0.0.1:1", PER_SOURCE + 1, false) };
+        let mut sources = Sources { given: PER_SOURCE, ..sources("127.0.0.1:1", 0..PER_SOURCE + 1, false) };
         let socket = sources.socket().expect("a socket");
         let bound: SockaddrIn = socket::getsockname(socket.as_raw_fd()).expect("bound");
         assert_eq!(bound.ip(), Ipv4Addr::new(127, 0, 0, 2));

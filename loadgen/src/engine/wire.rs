@@ -121,7 +121,7 @@ mod tests {
             burst,
         };
         let mut wire = make(&plan, target.into()).expect("this kernel has it");
-        let mut sources = Sources::new(target, connections, false);
+        let mut sources = Sources::new(target, 0..connections, false);
         let peer = |slot| {
             wire.connect(slot, sources.socket().expect("a socket"));
             wire.wait(PATIENCE).expect("it waits");

@@ -1,7 +1,9 @@
 //! The request: a GET that every connection sends.
 
+use serde::{Deserialize, Serialize};
+
 /// The bytes of a GET.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Request {
     bytes: Vec<u8>,
 }

@@ -71,7 +71,7 @@ pub(super) fn serve(args: &ServeArgs, hired: &Hired) -> Result<(), Error> {
 
 /// A port that nobody has at the moment.
 fn free_port(args: &ServeArgs) -> Result<u16, Error> {
-    let ports = PORTS.start..PORTS.end.min(measure::first_local_port().unwrap_or(PORTS.end));
+    let ports = PORTS.start..PORTS.end.min(measure::local_ports().map_or(PORTS.end, |ports| *ports.start()));
     // Where the kernel gives all of them to clients there is no better choice.
     let ports = if ports.is_empty() { PORTS } else { ports };
     let start = process::id() as usize % ports.len().max(1);
