@@ -9,10 +9,12 @@ use crate::{
     child::Server,
     cli::Settings,
     control::{Mark, ServerStats},
+    crowd::Crowd,
     engine::{self, Close, Counted, Dialogue, Load, Watcher, open_loop::Pace},
     error::{Error, Exit},
     http,
     interrupt::Interrupt,
+    layout::{Allowed, Layout},
     measure::{CpuClock, CpuTicks, Memory, TcpTrouble},
     mode::{Manner, Mode},
     pinning::Cpus,
@@ -47,8 +49,7 @@ pub(crate) fn run(
     let row = &settings.rows[place.row];
     let mut cell = Cell::new(settings.row_name(place.row), place);
     let outcome = match row {
-        Row::Backend(_) | Row::Hired(_) => Server::start(row, service(settings, place), cpus.server)
-            .and_then(|server| measure_child(settings, place, server, (cpus, interrupt), &mut cell)),
+        Row::Backend(_) | Row::Hired(_) => measure_child(settings, place, (cpus, interrupt), &mut cell),
         Row::Remote(remote) => resolve(remote, settings.timeout)
             .and_then(|target| measure_remote(settings, place, target, (cpus, interrupt), &mut cell)),
     };
@@ -62,19 +63,29 @@ pub(crate) fn run(
 fn measure_child(
     settings: &Settings,
     place: &Place,
-    mut server: Server,
     (cpus, interrupt): (Cpus, &Interrupt),
     cell: &mut Cell,
 ) -> Result<(), Error> {
-    cell.server = Some(server.identity.clone());
+    let row = &settings.rows[place.row];
+    let layout = Layout::of(settings, row, &place.point, Allowed::here())?;
+    let (served, reactors) = (layout.served(row), layout.reactors_of(row));
+    let mut server = Server::start(&served, service(settings, place), reactors, cpus.server)?;
+    let crowd = (layout.clients > 1).then(|| Crowd::start(layout.clients)).transpose()?;
+    let clients = crowd.as_ref().map(Crowd::pids).unwrap_or_default();
+    (cell.server, cell.client_processes) = (Some(server.identity.clone()), layout.clients);
     let target = SocketAddr::from(([127, 0, 0, 1], server.port));
     let (clock, pid) = (CpuClock::of(server.pid()), server.pid());
-    let hired = matches!(settings.rows[place.row], Row::Hired(_));
-    let before = settings.is_idle().then(|| Memory::read(Some(pid)));
+    let hired = matches!(row, Row::Hired(_));
+    let before = settings.is_idle().then(|| Memory::read(Some(pid), &clients));
     let mut meter = Meter::new(interrupt, cpus, clock, Some(&mut server));
     meter.memory_of = before.map(|_| pid);
     meter.family = hired.then_some(pid);
-    let counted = engine::run(&load(settings, place, target)?, &mut meter)?;
+    meter.clients = clients;
+    let load = load(settings, place, target)?;
+    let counted = match crowd {
+        None => engine::run(&load, &mut meter)?,
+        Some(crowd) => crowd.run(&load, &mut meter)?,
+    };
     let (opened, closed, after) = (meter.opened, meter.closed, meter.memory);
     let stats = closed
         .filter(|_| !hired)
@@ -86,7 +97,7 @@ fn measure_child(
         fill_server_costs(cell, settings.manner.mode, stats, None);
         return Err(blame(error, &mut server));
     }
-    let last = server.stop();
+    let last = server.stop(place.point.connections);
     fill_server_costs(cell, settings.manner.mode, stats, last.as_ref());
     cell.checks.extend(validity::of_server(cell, last.as_ref()));
     Ok(())
@@ -216,6 +227,8 @@ struct Meter<'a> {
     /// Whose memory is read when the window closes, and what was read.
     memory_of: Option<u32>,
     memory: Option<Memory>,
+    /// The processes that are the client instead of this one, if any.
+    clients: Vec<u32>,
     cpus: Cpus,
 }
 
@@ -226,8 +239,16 @@ impl<'a> Meter<'a> {
         clock: Option<CpuClock>,
         server: Option<&'a mut Server>,
     ) -> Self {
-        let (family, memory_of) = (None, None);
-        Self { interrupt, clock, family, server, opened: None, closed: None, memory_of, memory: None, cpus }
+        let (family, memory_of, clients) = (None, None, Vec::new());
+        let (opened, closed, memory) = (None, None, None);
+        Self { interrupt, clock, family, server, opened, closed, memory_of, memory, clients, cpus }
+    }
+
+    fn client_clock(&self) -> Option<Duration> {
+        match self.clients.as_slice() {
+            [] => CpuClock::own().read(),
+            clients => CpuClock::of_all(clients)?.read(),
+        }
     }
 
     fn read(&mut self, mark: Mark) -> Reading {
@@ -253,16 +274,16 @@ impl Watcher for Meter<'_> {
     fn window_opened(&mut self) {
         let reading = self.read(Mark::WindowOpened);
         // Last, and first at the close: what the readings cost is not part of the window.
-        self.opened = Some(Reading { client: CpuClock::own().read(), ..reading });
+        self.opened = Some(Reading { client: self.client_clock(), ..reading });
     }
 
     fn window_closed(&mut self) {
-        let client = CpuClock::own().read();
+        let client = self.client_clock();
         let reading = self.read(Mark::WindowClosed);
         let same_family = self.clock.as_ref().is_none_or(CpuClock::is_whole);
         let server = reading.server.filter(|_| same_family);
         self.closed = Some(Reading { client, server, ..reading });
-        self.memory = self.memory_of.map(|pid| Memory::read(Some(pid)));
+        self.memory = self.memory_of.map(|pid| Memory::read(Some(pid), &self.clients));
     }
 
     fn interrupted(&self) -> bool {

@@ -13,6 +13,7 @@ use nix::{
     sys::signal::{Signal, killpg},
     unistd::Pid,
 };
+use serde::de::DeserializeOwned;
 
 use crate::{
     control::{self, Command, Identity, Mark, Report, ServerStats},
@@ -22,9 +23,11 @@ use crate::{
 };
 
 /// This program's own file, also when another one has taken its name meanwhile.
-const OWN_PROGRAM: &str = "/proc/self/exe";
+pub(crate) const OWN_PROGRAM: &str = "/proc/self/exe";
 const START: Duration = Duration::from_secs(40);
 const ANSWER: Duration = Duration::from_secs(5);
+/// What closing a connection may take at most, on a machine that others need as well.
+const PUTTING_AWAY: Duration = Duration::from_micros(200);
 /// How long after a failed exchange the child's death is given to show.
 const DEATH: Duration = Duration::from_millis(300);
 
@@ -45,13 +48,21 @@ pub(crate) struct Server {
 impl Server {
     /// Starts the server of this row and waits until it listens. Another program knows what to do: it is not
     /// told.
-    pub(crate) fn start(row: &Row, service: Service, cpu: Option<usize>) -> Result<Self, Error> {
+    pub(crate) fn start(
+        row: &Row,
+        service: Service,
+        reactors: usize,
+        cpu: Option<usize>,
+    ) -> Result<Self, Error> {
         let mut process = Process::new(OWN_PROGRAM);
         process.arg0("loadgen").args(["serve", "--control", "--port", "0"]);
         match row {
             Row::Hired(hired) => process.args(["--command", &hired.to_string()]),
             row => process.args(["--backend", &row.to_string()]).args(service.flags()),
         };
+        if reactors > 1 {
+            process.args(["--reactors", &reactors.to_string()]);
+        }
         if let Some(cpu) = cpu {
             process.args(["--cpu", &cpu.to_string()]);
         }
@@ -63,7 +74,7 @@ impl Server {
             ))
         })?;
         let commands = child.stdin.take();
-        let reports = child.stdout.take().map(read_reports).unwrap_or_else(|| mpsc::channel().1);
+        let reports = child.stdout.take().map(read_lines).unwrap_or_else(|| mpsc::channel().1);
         let unknown = Identity {
             backend: String::new(),
             tier: None,
@@ -77,7 +88,7 @@ impl Server {
             Self { child, commands, hired, last_words: None, reports, identity: unknown, port: 0 };
         server.await_ready(row)?;
         if let Row::Backend(spec) = row {
-            check_identity(*spec, server.pid(), &server.identity)?;
+            check_identity(*spec, reactors, server.pid(), &server.identity)?;
         }
         Ok(server)
     }
@@ -96,7 +107,11 @@ impl Server {
 
     /// The counters that were asked for under this mark.
     pub(crate) fn stats(&mut self, wanted: Mark) -> Option<ServerStats> {
-        let deadline = Instant::now() + ANSWER;
+        self.stats_within(wanted, ANSWER)
+    }
+
+    fn stats_within(&mut self, wanted: Mark, patience: Duration) -> Option<ServerStats> {
+        let deadline = Instant::now() + patience;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.reports.recv_timeout(left).ok()? {
@@ -107,15 +122,16 @@ impl Server {
         }
     }
 
-    /// Stops the server and gives its last counters.
-    pub(crate) fn stop(mut self) -> Option<ServerStats> {
+    /// Stops the server and gives its last counters, once it has put away what is left of so many connections.
+    pub(crate) fn stop(mut self, connections: usize) -> Option<ServerStats> {
+        let patience = ANSWER + PUTTING_AWAY * connections.try_into().unwrap_or(u32::MAX);
         if let Some(mut commands) = self.commands.take() {
             let _ = control::write_line(&mut commands, &Command::Stop);
         }
-        let stats = self.stats(Mark::Stopped);
+        let stats = self.stats_within(Mark::Stopped, patience);
         if stats.is_some() {
             // The process ends right after this report; `Drop` would only shorten its exit.
-            self.wait_for_end(ANSWER);
+            self.wait_for_end(patience);
         }
         stats
     }
@@ -161,15 +177,16 @@ impl Server {
 }
 
 /// A server that is not what its row says would make the row a lie.
-fn check_identity(spec: Spec, pid: u32, told: &Identity) -> Result<(), Error> {
+fn check_identity(spec: Spec, reactors: usize, pid: u32, told: &Identity) -> Result<(), Error> {
     let backend_agrees = spec.kind == Kind::Auto || told.backend == spec.kind.name();
-    if backend_agrees && told.descriptors == spec.descriptors() && told.pid == pid {
+    let set_up_agrees = told.descriptors == spec.descriptors() && told.reactors == reactors;
+    if backend_agrees && set_up_agrees && told.pid == pid {
         return Ok(());
     }
     Err(Error::verification(format!(
-        "the row says {spec} in process {pid}, the server says {} with {} descriptors in process {} ({}); \
-         nothing was measured",
-        told.backend, told.descriptors, told.pid, told.why
+        "the row says {spec} with {reactors} reactors in process {pid}, the server says {} with {} descriptors and {} \
+         reactors in process {} ({}); nothing was measured",
+        told.backend, told.descriptors, told.reactors, told.pid, told.why
     )))
 }
 
@@ -190,13 +207,14 @@ impl Drop for Server {
     }
 }
 
-fn read_reports(stream: ChildStdout) -> Receiver<Report> {
+/// What a child says, a line each, as it comes.
+pub(crate) fn read_lines<T: DeserializeOwned + Send + 'static>(stream: ChildStdout) -> Receiver<T> {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
         for line in BufReader::new(stream).lines().map_while(Result::ok) {
-            // Not a report: something in the child wrote to standard output.
-            let Ok(report) = serde_json::from_str(&line) else { continue };
-            if sender.send(report).is_err() {
+            // Not of the kind: something in the child wrote to standard output.
+            let Ok(message) = serde_json::from_str(&line) else { continue };
+            if sender.send(message).is_err() {
                 break;
             }
         }
@@ -204,7 +222,7 @@ fn read_reports(stream: ChildStdout) -> Receiver<Report> {
     receiver
 }
 
-fn how_it_ended(status: ExitStatus) -> String {
+pub(crate) fn how_it_ended(status: ExitStatus) -> String {
     match (status.signal(), status.code()) {
         (Some(number), _) => {
             let name = Signal::try_from(number)
@@ -233,17 +251,17 @@ mod tests {
     #[test]
     fn a_server_must_be_what_its_row_says() {
         let direct: Spec = "io_uring:direct".parse().expect("valid");
-        assert!(check_identity(direct, 7, &identity("io_uring", "direct")).is_ok());
+        assert!(check_identity(direct, 1, 7, &identity("io_uring", "direct")).is_ok());
         for (pid, told) in [
             (7, identity("epoll", "direct")),
             (7, identity("io_uring", "plain")),
             (8, identity("io_uring", "direct")),
         ] {
-            let error = check_identity(direct, pid, &told).expect_err("they differ");
+            let error = check_identity(direct, 1, pid, &told).expect_err("they differ");
             assert_eq!(error.exit, crate::error::Exit::Verification);
             assert!(error.to_string().contains("the row says io_uring:direct"), "{error}");
         }
-        assert!(check_identity(Spec::plain(Kind::Auto), 7, &identity("epoll", "plain")).is_ok());
+        assert!(check_identity(Spec::plain(Kind::Auto), 1, 7, &identity("epoll", "plain")).is_ok());
     }
 
     #[test]

@@ -95,6 +95,9 @@ pub(crate) enum Command {
     Merge(MergeArgs),
     /// Run a server on a chosen backend: an echo, or one that sends what comes to all
     Serve(ServeArgs),
+    /// Hold a share of the connections of another loadgen, by its orders on standard input
+    #[command(hide = true)]
+    Client,
 }
 
 #[derive(Debug, Args)]

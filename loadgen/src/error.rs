@@ -63,6 +63,12 @@ impl Error {
         Self::new(Exit::Interrupted, "interrupted")
     }
 
+    /// The same error with one more remedy.
+    pub(crate) fn and(mut self, remedy: &str) -> Self {
+        self.text.push_str(remedy);
+        self
+    }
+
     /// The same error with the place where it happened in front.
     pub(crate) fn within(mut self, place: &str) -> Self {
         self.text = format!("{place}: {}", self.text);

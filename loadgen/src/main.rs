@@ -6,6 +6,7 @@ mod cell;
 mod child;
 mod cli;
 mod control;
+mod crowd;
 mod diff;
 mod doctor;
 mod document;
@@ -15,6 +16,7 @@ mod export;
 mod histogram;
 mod http;
 mod interrupt;
+mod layout;
 mod machine;
 mod measure;
 mod merge;
@@ -77,6 +79,7 @@ fn run() -> Result<Exit, Error> {
         Some(Command::Diff(args)) => diff::run(args),
         Some(Command::Merge(args)) => merge::run(&args),
         Some(Command::Doctor(args)) => Ok(doctor::run(&args)),
+        Some(Command::Client) => crowd::work(),
         Some(Command::Serve(args)) => serve::serve(&args).map(|()| Exit::Done),
     }
 }

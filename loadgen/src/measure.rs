@@ -14,11 +14,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::pinning::Cpus;
 
-/// The CPU clock of a process, or of all that descend from one. It keeps the time of threads that have
+/// The CPU clock of a process, of several, or of all that descend from one. It keeps the time of threads that have
 /// ended.
 #[derive(Clone, Debug)]
 pub(crate) enum CpuClock {
     Process(ClockId),
+    All(Vec<ClockId>),
     Family { root: u32, members: Vec<u32>, clocks: Vec<ClockId> },
 }
 
@@ -29,6 +30,12 @@ impl CpuClock {
 
     pub(crate) fn of(pid: u32) -> Option<Self> {
         clock_of(pid).map(Self::Process)
+    }
+
+    /// Of processes that each have a clock; None if one of them has ended.
+    pub(crate) fn of_all(pids: &[u32]) -> Option<Self> {
+        let clocks = pids.iter().map(|pid| clock_of(*pid)).collect::<Option<_>>()?;
+        Some(Self::All(clocks))
     }
 
     /// The clocks of those who are there now: finding them takes long, reading them does not.
@@ -42,6 +49,7 @@ impl CpuClock {
         let read = |clock: &ClockId| clock_gettime(*clock).ok().map(|time: TimeSpec| time.into());
         match self {
             Self::Process(clock) => read(clock),
+            Self::All(clocks) => clocks.iter().map(read).sum(),
             Self::Family { members, clocks, .. } if members.len() == clocks.len() => {
                 clocks.iter().map(read).sum()
             }
@@ -52,7 +60,7 @@ impl CpuClock {
     /// Whether it still is the clock of all: nobody has come or gone.
     pub(crate) fn is_whole(&self) -> bool {
         match self {
-            Self::Process(_) => true,
+            Self::Process(_) | Self::All(_) => true,
             Self::Family { root, members, .. } => descendants(*root) == *members,
         }
     }
@@ -181,13 +189,14 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    pub(crate) fn read(server: Option<u32>) -> Self {
+    /// `clients` are the processes that are the client's beside this one.
+    pub(crate) fn read(server: Option<u32>, clients: &[u32]) -> Self {
         let private = |pid| family(pid).into_iter().map(private_memory).sum();
         let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
         let kernel = ["Slab:", "KernelStack:", "PageTables:"];
         Self {
             server: server.and_then(private),
-            client: private_memory(std::process::id()),
+            client: [std::process::id()].iter().chain(clients).map(|pid| private_memory(*pid)).sum(),
             kernel: kernel.into_iter().map(|name| kibibytes(&meminfo, name)).sum(),
         }
     }

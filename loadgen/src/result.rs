@@ -223,6 +223,9 @@ pub(crate) struct Cell {
     /// Whether a check failed, so that it counts for nothing.
     pub(crate) spoiled: bool,
     pub(crate) server: Option<Identity>,
+    /// Processes that the client was; more than one for more idle connections than one may have.
+    #[serde(default = "one")]
+    pub(crate) client_processes: usize,
     /// When the window opened, in seconds since 1970; null if it never did.
     pub(crate) window_opened_unix_seconds: Option<f64>,
     pub(crate) ramp_seconds: f64,
@@ -260,6 +263,7 @@ impl Cell {
             probe: false,
             spoiled: false,
             server: None,
+            client_processes: 1,
             window_opened_unix_seconds: None,
             ramp_seconds: 0.0,
             window_seconds: 0.0,
@@ -482,6 +486,10 @@ pub(crate) struct Comparison {
     /// Whether the run's verdict rests on it.
     #[serde(default)]
     pub(crate) primary: bool,
+}
+
+fn one() -> usize {
+    1
 }
 
 fn yes() -> bool {

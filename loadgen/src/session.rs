@@ -10,7 +10,8 @@ use crate::{
     cli::{Format, Settings},
     error::{Error, Exit},
     interrupt::Interrupt,
-    machine::{self, Git, Machine},
+    layout::Layout,
+    machine::{Git, Machine},
     message::Verify,
     mode::Mode,
     output::Output,
@@ -30,9 +31,7 @@ const KEEP: Duration = Duration::from_secs(1);
 pub(crate) fn measure(settings: &Settings) -> Result<Exit, Error> {
     settings.exports.check()?;
     let interrupt = Interrupt::watch()?;
-    let descriptors = machine::raise_descriptor_limit();
-    let most = settings.points.iter().map(|point| point.connections).max().unwrap_or(0);
-    machine::check_descriptors(most, descriptors)?;
+    Layout::check(settings)?;
     let cpus = settings.pin.choose()?;
     let git = Git::describe();
     // Described before it is pinned, or it would seem to have one CPU.

@@ -3,6 +3,7 @@
 use crate::{
     cli::Settings,
     control::ServerStats,
+    layout::DEVIATIONS,
     measure::TcpTrouble,
     mode::{Manner, Mode},
     result::{Cell, Check, Paced},
@@ -145,7 +146,7 @@ pub(crate) fn of_server(cell: &Cell, last: Option<&ServerStats>) -> Vec<Check> {
         return vec![stopped];
     };
     let (made, sent) = (cell.counts.connections_made, cell.counts.bytes_sent_all_phases);
-    vec![
+    let mut checks = vec![
         stopped,
         Check::required(
             "server_accepted_all",
@@ -157,7 +158,18 @@ pub(crate) fn of_server(cell: &Cell, last: Option<&ServerStats>) -> Vec<Check> {
             received == sent,
             format!("the server counts {received} bytes, the client sent {sent}"),
         ),
-    ]
+    ];
+    checks.extend(dealt_evenly(&last.accepted_by_reactor));
+    checks
+}
+
+/// Whether several reactors got about as many connections each, as they do by a good hash.
+fn dealt_evenly(accepted: &[u64]) -> Option<Check> {
+    let fullest = *accepted.iter().max().filter(|_| accepted.len() > 1)?;
+    let mean = accepted.iter().sum::<u64>() as f64 / accepted.len() as f64;
+    let detail = format!("the fullest of {} reactors got {fullest}, the mean is {mean:.0}", accepted.len());
+    let even = fullest as f64 <= mean + DEVIATIONS * mean.sqrt();
+    Some(Check::noted("connections_dealt_evenly", even, detail))
 }
 
 #[cfg(test)]

@@ -34,6 +34,7 @@ pub(super) fn cells(cells: &[&Cell]) -> Cell {
         repeat: first.repeat,
         probe: first.probe,
         spoiled: cells.iter().any(|cell| cell.spoiled),
+        client_processes: cells.iter().map(|cell| cell.client_processes).sum(),
         server: only(cells, |cell| cell.server.clone()),
         // Windows have one length; the load was on from the first moment to the last.
         window_opened_unix_seconds: cells
