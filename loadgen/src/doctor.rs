@@ -8,7 +8,8 @@ use nix::sys::resource::{Resource, getrlimit};
 
 use crate::{
     engine,
-    error::Exit,
+    error::{Error, Exit},
+    layout::{self, Allowed, Layout},
     machine::{self, DESCRIPTORS_OWN},
     pinning, report,
     units::{self, grouped},
@@ -51,6 +52,7 @@ pub(crate) fn run(args: &DoctorArgs) -> Exit {
     text.push_str(&line("io_uring, for the client and that backend", ring_state, "", ""));
     remedy.into_iter().for_each(|remedy| text.push_str(&format!("    {remedy}\n")));
     let limits = limits(connections);
+    let (spread, idle) = idle(connections, Allowed::here());
     for limit in &limits {
         let value = limit.value.map_or("unknown".into(), shown);
         text.push_str(&line(limit.what, limit.state(), &value, &shown(limit.needed)));
@@ -58,8 +60,13 @@ pub(crate) fn run(args: &DoctorArgs) -> Exit {
             text.push_str(&format!("    {}\n", limit.remedy));
         }
     }
+    text.push_str(&idle);
     report::print(&text);
-    if ring.is_err() || limits.iter().any(Limit::is_missing) { Exit::Machine } else { Exit::Done }
+    if ring.is_err() || spread.is_err() || limits.iter().any(Limit::is_missing) {
+        Exit::Machine
+    } else {
+        Exit::Done
+    }
 }
 
 impl Limit {
@@ -82,6 +89,24 @@ fn line(what: &str, state: &str, value: &str, needed: &str) -> String {
     format!("{}\n", line.trim_end())
 }
 
+/// What `loadgen idle` does about the limit of descriptors, or what it lacks.
+fn idle(connections: u64, allowed: Allowed) -> (Result<Layout, Error>, String) {
+    let what = "loadgen idle --backend io_uring";
+    let layout = match Layout::beyond_one(connections, allowed) {
+        true => Layout::for_idle(connections, layout::BYTES_A_CONNECTION, allowed),
+        false => Ok(Layout::ONE),
+    };
+    let text = match &layout {
+        Ok(Layout { reactors, clients }) => {
+            let spread = format!("    {reactors} x io_uring:direct in the server, {clients} x client\n");
+            let spread = if *clients > 1 { spread } else { String::new() };
+            line(what, "ok", "", "") + &spread
+        }
+        Err(error) => format!("{}    {error}\n", line(what, "MISSING", "", "")),
+    };
+    (layout, text)
+}
+
 fn limits(connections: u64) -> Vec<Limit> {
     let sysctl = |name: &str| number(&format!("/proc/sys/{}", name.replace('.', "/")));
     let descriptors = connections + DESCRIPTORS_OWN;
@@ -94,7 +119,7 @@ fn limits(connections: u64) -> Vec<Limit> {
             value: getrlimit(Resource::RLIMIT_NOFILE).ok().map(|(_, hard)| hard),
             needed: descriptors,
             remedy: format!(
-                "ulimit -Hn {descriptors}    (as root; or server and client on machines of their own)"
+                "ulimit -Hn {descriptors}    (as root); idle connections on io_uring do without, see below"
             ),
         },
         Limit {

@@ -1,6 +1,6 @@
 //! The client as several processes, for more idle connections than one has descriptors for. Each runs the engine on its
-//! share; they connect and ask one after another, so the server meets no more at once than from one client, and are
-//! idle and show that they live together.
+//! share; they connect, ask and close one after another, so the server meets no more at once than from one client, and
+//! are idle and show that they live together.
 
 mod member;
 mod pipe;
@@ -71,7 +71,14 @@ impl Crowd {
         watcher.window_closed();
         sum.window = opened.elapsed();
         self.all_go_on();
-        self.members.iter_mut().try_for_each(|member| conclude(member, watcher, sum))
+        for member in &mut self.members {
+            reach(member, Step::Drained, watcher, sum)?;
+        }
+        for member in &mut self.members {
+            member.tell(&Order::GoOn);
+            conclude(member, watcher, sum)?;
+        }
+        Ok(())
     }
 
     fn all_go_on(&mut self) {

@@ -37,4 +37,6 @@ pub(super) enum Step {
     /// Each connection has asked once and was answered.
     WindowOpened,
     WindowClosed,
+    /// Those that were asked at the end have answered.
+    Drained,
 }

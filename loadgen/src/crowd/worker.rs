@@ -51,6 +51,10 @@ impl Watcher for Worker {
         self.wait_at(Step::WindowClosed);
     }
 
+    fn drained(&mut self) {
+        self.wait_at(Step::Drained);
+    }
+
     /// Whoever wants the run to end ends loadgen, which ends this process.
     fn interrupted(&self) -> bool {
         false

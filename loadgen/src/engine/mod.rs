@@ -173,6 +173,8 @@ pub(crate) trait Watcher {
     fn connected(&mut self);
     fn window_opened(&mut self);
     fn window_closed(&mut self);
+    /// Every reply has come; the connections are still there.
+    fn drained(&mut self) {}
     fn interrupted(&self) -> bool;
 }
 
@@ -395,6 +397,7 @@ impl<W: Wire> Engine<'_, W> {
                 return Err(Error::interrupted());
             }
             if self.advance(now, watcher) {
+                watcher.drained();
                 return Ok(());
             }
         }

@@ -192,13 +192,17 @@ impl Ring {
         Ok(())
     }
 
+    /// Takes completions until none is missing, or none has come for so long.
     fn reap(&mut self, patience: Duration) -> io::Result<()> {
-        let deadline = Instant::now() + patience;
+        let (mut deadline, mut missing) = (Instant::now() + patience, self.in_flight);
         loop {
             while let Some(event) = self.next_event() {
                 if let Event::Received { result: Ok(Some(lease)), .. } = event {
                     self.give_back(lease);
                 }
+            }
+            if self.in_flight < missing {
+                (deadline, missing) = (Instant::now() + patience, self.in_flight);
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if self.in_flight == 0 || left.is_zero() {

@@ -50,7 +50,7 @@ pub(crate) fn progress(cell: &Cell, settings: &Recorded) -> String {
         if cell.repeat { ", repeated" } else { "" }
     );
     if let (None, Some(idle)) = (&cell.error, &cell.idle) {
-        return format!("{place}: {} of {} idle ones answered", idle.answered, idle.pinged);
+        return format!("{place}: {} idle ones answered", answered(idle));
     }
     match (&cell.error, cell.rps) {
         (Some(_), _) | (None, None) => format!("{place}: ended early"),
@@ -255,7 +255,7 @@ fn searched(text: &mut String, document: &Document, point: &Point) {
 fn idle(text: &mut String, document: &Document, point: &Point) {
     let _ = writeln!(
         text,
-        "{:<NAME_WIDTH$}{:>12}{:>12}{:>12}{:>12}{:>14}",
+        "{:<NAME_WIDTH$}{:>11}{:>11}{:>11}{:>12}{:>17}",
         "bytes each:", "server", "client", "kernel", "connects/s", "alive at end"
     );
     for row in &document.settings.rows {
@@ -266,16 +266,35 @@ fn idle(text: &mut String, document: &Document, point: &Point) {
         };
         let _ = writeln!(
             text,
-            "{}{:>12}{:>12}{:>12}{:>12}{:>14}",
+            "{}{:>11}{:>11}{:>11}{:>12}{:>17}",
             padded(row),
             bytes(|idle| idle.server_bytes_per_connection),
             bytes(|idle| idle.client_bytes_per_connection),
             bytes(|idle| idle.kernel_bytes_per_connection),
             number(cost.map(|idle| idle.connections_per_second), 0),
-            cost.map_or_else(|| MISSING.into(), |idle| format!("{} of {}", idle.answered, idle.pinged))
+            cost.map_or_else(|| MISSING.into(), answered)
         );
     }
+    for row in &document.settings.rows {
+        let mut cells = document.cells.iter().filter(|cell| cell.row == *row && cell.point == *point);
+        cells.next_back().and_then(spread).into_iter().for_each(|line| text.push_str(&line));
+    }
     text.push('\n');
+}
+
+fn answered(idle: &Idle) -> String {
+    format!("{} of {}", grouped(idle.answered as u64), grouped(idle.pinged as u64))
+}
+
+/// Over how many rings and processes a cell's connections were spread, if there were several.
+fn spread(cell: &Cell) -> Option<String> {
+    let server = cell.server.as_ref().filter(|_| cell.client_processes > 1)?;
+    let (descriptors, clients) = (&server.descriptors, cell.client_processes);
+    let server = match server.reactors {
+        1 => format!("{descriptors} descriptors"),
+        reactors => format!("{reactors} reactors in one process, {descriptors} descriptors"),
+    };
+    Some(format!("{}: {server}; {clients} client processes\n", cell.row))
 }
 
 /// Of an open loop, whose latency above is counted from the intended moment.

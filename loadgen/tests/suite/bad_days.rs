@@ -259,6 +259,8 @@ fn the_doctor_names_each_limit_with_the_command_that_raises_it() {
     ] {
         assert!(text.contains(word), "'{word}' in {text}");
     }
+    let (_, text) = doctor("30k");
+    assert!(text.contains("loadgen idle --backend io_uring"), "{text}");
     let (_, text) = doctor("10");
     assert!(text.contains("ok      io_uring") && text.contains("ok      descriptors"), "{text}");
 }

@@ -3,6 +3,7 @@
 mod bad_days;
 mod common;
 mod comparison;
+mod crowd;
 mod differences;
 mod exports;
 mod idle;

@@ -318,6 +318,25 @@ fn without_close_after_the_client_closes() {
 }
 
 #[test]
+fn several_reactors_share_a_port_and_are_counted_together() {
+    const CLIENTS: usize = 40;
+    for backend in ["io_uring", "io_uring:direct", "epoll"] {
+        let serving = Serving::start(backend, &["--reactors", "3"]);
+        assert!(serving.greeting.contains("3 reactors, each "), "{}", serving.greeting);
+        // All at once, so that more than one of them has some.
+        let mut streams: Vec<TcpStream> = (0..CLIENTS).map(|_| serving.connect()).collect();
+        for (number, stream) in streams.iter_mut().enumerate() {
+            let request = pattern(number, SIZE);
+            stream.write_all(&request).expect("it reads");
+            assert_eq!(read(stream, SIZE), request, "{backend}");
+        }
+        let account = serving.stop();
+        let counted = format!("{CLIENTS} connections, {} bytes received", CLIENTS * SIZE);
+        assert!(account.starts_with(&counted), "{backend}: {account}");
+    }
+}
+
+#[test]
 fn a_planted_slow_down_burns_what_it_says() {
     const ROUND_TRIPS: u32 = 20;
     let spin = Duration::from_millis(2);
@@ -338,7 +357,7 @@ fn a_planted_slow_down_burns_what_it_says() {
 
 #[test]
 fn what_a_server_cannot_do_is_refused_in_one_line() {
-    let refused: [(&[&str], &[&str]); 11] = [
+    let refused: [(&[&str], &[&str]); 16] = [
         (
             &["--backend", "raw-epoll", "--as", "push"],
             &["raw-epoll can only echo", "io_uring, epoll or threads"],
@@ -353,6 +372,11 @@ fn what_a_server_cannot_do_is_refused_in_one_line() {
         (&["--control", "--command", "mine=true {port}", "--as", "push"], &["leave them out with --command"]),
         (&["--control", "--command", "mine=true {port}", "--close-after", "1"], &["leave them out"]),
         (&["--control", "--command", "mine=true {port}", "--spin-per-message", "1us"], &["leave them out"]),
+        (&["--reactors", "0"], &["--reactors", "from 1 to 256"]),
+        (&["--reactors", "2", "--backend", "threads"], &["only io_uring and epoll have --reactors"]),
+        (&["--reactors", "2", "--backend", "raw-uring"], &["only io_uring and epoll have --reactors"]),
+        (&["--reactors", "2", "--as", "push"], &["--as push", "leave out --reactors"]),
+        (&["--control", "--command", "mine=true {port}", "--reactors", "2"], &["its program makes"]),
         (&["--as", "chargen"], &["chargen", "echo, push"]),
         (&["--close-after", "0"], &["--close-after", "the least is 1"]),
         (&["--spin-per-message", "250"], &["--spin-per-message", "500ms"]),
