@@ -160,7 +160,17 @@ pub(crate) struct SearchArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_long_help = EXIT_CODES, args_override_self = true)]
+#[command(
+    after_long_help = EXIT_CODES,
+    args_override_self = true,
+    long_about = "Hold idle connections: what each costs server, client and kernel, and whether they still live.\n\n\
+                  Each asks once, then all hold still, then 1 % of them, chosen at random, ask again. Bytes are what\n\
+                  has been added since the server listened, shared out.\n\n\
+                  For more connections than a process may have descriptors, io_uring rows get as many reactors in\n\
+                  their one server process as it takes, with a ring and a table of direct descriptors each and one\n\
+                  port for all, and the client is several processes. Other backends refuse; other programs\n\
+                  (--server) may do as they can."
+)]
 pub(crate) struct IdleArgs {
     #[command(flatten)]
     rows: RowArgs,

@@ -98,7 +98,8 @@ fn idle(connections: u64, allowed: Allowed) -> (Result<Layout, Error>, String) {
     };
     let text = match &layout {
         Ok(Layout { reactors, clients }) => {
-            let spread = format!("    {reactors} x io_uring:direct in the server, {clients} x client\n");
+            let spread =
+                format!("    by {reactors} rings in one server process and {clients} client processes\n");
             let spread = if *clients > 1 { spread } else { String::new() };
             line(what, "ok", "", "") + &spread
         }
