@@ -332,7 +332,7 @@ fn several_reactors_share_a_port_and_are_counted_together() {
         }
         let account = serving.stop();
         let counted = format!("{CLIENTS} connections, {} bytes received", CLIENTS * SIZE);
-        assert!(account.starts_with(&counted), "{backend}: {account}");
+        assert!(account.contains(&counted), "{backend}: {account}");
     }
 }
 
