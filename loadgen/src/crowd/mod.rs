@@ -158,3 +158,75 @@ fn add_failure(sum: &mut Vec<Failure>, failure: Failure) {
         None => sum.push(failure),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{
+        engine::{Client, Dialogue},
+        message::Verify,
+        point::Sizes,
+    };
+
+    fn load(connections: usize) -> Load {
+        Load {
+            target: ([127, 0, 0, 1], 1).into(),
+            connections,
+            first: 0,
+            sizes: Sizes::one(64),
+            pipeline: 1,
+            seed: 1,
+            round: 1,
+            verify: Verify::Full,
+            timeout: Duration::from_secs(1),
+            ramp: Duration::from_secs(10),
+            warmup: Duration::ZERO,
+            duration: Duration::from_secs(1),
+            think: Duration::ZERO,
+            dialogue: Dialogue::Echo,
+            churn: None,
+            pacing: None,
+            idle: Some(0.01),
+            client: Client::IoUring,
+            burst: None,
+            stall: None,
+        }
+    }
+
+    #[test]
+    fn shares_have_every_number_once_and_all_of_the_ramp() {
+        let shares = shares(&load(11), 4);
+        let spans: Vec<_> = shares.iter().map(|share| (share.first, share.connections)).collect();
+        assert_eq!(spans, [(0, 3), (3, 3), (6, 3), (9, 2)]);
+        let ramps: Duration = shares.iter().map(|share| share.ramp).sum();
+        assert!(ramps.abs_diff(Duration::from_secs(10)) < Duration::from_millis(1), "{ramps:?}");
+    }
+
+    #[test]
+    fn a_share_reaches_its_process_whole() {
+        let mut share = load(5);
+        share.first = 7;
+        let line = serde_json::to_string(&Order::Begin { load: Box::new(share.clone()) }).expect("JSON");
+        let Ok(Order::Begin { load }) = serde_json::from_str(&line) else { panic!("{line}") };
+        assert_eq!(format!("{load:?}"), format!("{share:?}"));
+    }
+
+    #[test]
+    fn what_clients_count_is_added_up_to_the_first_error() {
+        let mut sum = Counted::new(&load(4)).expect("a histogram");
+        let refused = || Failure { phase: "connect".into(), cause: "ECONNREFUSED".into(), count: 2 };
+        for error in [None, Some(Error::machine("refused"))] {
+            let mut share = Counted::new(&load(2)).expect("a histogram");
+            (share.alive, share.pinged, share.failures) = (2, 1, vec![refused()]);
+            share.latency.saturating_record(1_000);
+            share.error = error.clone();
+            let line = serde_json::to_string(&News::Counted { counted: Box::new(share) }).expect("JSON");
+            let Ok(News::Counted { counted }) = serde_json::from_str(&line) else { panic!("{line}") };
+            assert_eq!(add(&mut sum, *counted).err(), error);
+        }
+        assert_eq!((sum.alive, sum.pinged, sum.latency.len()), (4, 2, 2));
+        assert_eq!(sum.failures, [Failure { count: 4, ..refused() }]);
+    }
+}

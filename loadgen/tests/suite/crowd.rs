@@ -100,7 +100,7 @@ fn what_cannot_be_held_names_the_limit_and_the_remedy() {
 }
 
 /// The client processes of a run.
-fn clients(parent: u32) -> Vec<u32> {
+fn clients_of(parent: u32) -> Vec<u32> {
     let is_client =
         |pid: &u32| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.ends_with(b"\0client\0"));
     children(parent).into_iter().filter(is_client).collect()
@@ -111,7 +111,7 @@ fn disturbed(test: &str, disturb: impl Fn(u32, u32)) -> (Run, Vec<u32>) {
     let folder = folder(test);
     let loadgen = limited(&folder, &[&LINE[..], &["-d", "1m"]].concat()).spawn().expect("sh runs");
     let clients = eventually("four clients", || {
-        let clients = clients(loadgen.id());
+        let clients = clients_of(loadgen.id());
         (clients.len() == 4).then_some(clients)
     });
     disturb(loadgen.id(), clients[0]);
@@ -127,6 +127,17 @@ fn a_killed_client_process_is_named_and_ends_the_others() {
     let (run, clients) = disturbed("crowd-killed-client", |_, client| signal(client, Signal::SIGKILL));
     let words = ["io_uring over 600 connections", "a client process (pid", "was killed by SIGKILL"];
     run.assert_failed(1, &words);
+    assert!(clients.into_iter().all(|client| !lives(client)));
+}
+
+#[test]
+fn a_killed_server_is_told_from_clients_that_err() {
+    let (run, clients) = disturbed("crowd-killed-server", |loadgen, client| {
+        let server = children(loadgen).into_iter().find(|child| !clients_of(loadgen).contains(child));
+        assert_ne!(server, Some(client));
+        signal(server.expect("it is there before the clients"), Signal::SIGKILL);
+    });
+    run.assert_failed(1, &["io_uring over 600 connections", "the server child", "was killed by SIGKILL"]);
     assert!(clients.into_iter().all(|client| !lives(client)));
 }
 
