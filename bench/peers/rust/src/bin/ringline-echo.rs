@@ -7,6 +7,7 @@ use peers::address;
 struct Echo;
 
 impl AsyncEventHandler for Echo {
+    #[expect(clippy::manual_async_fn, reason = "an async fn would borrow the handler, which this may not")]
     fn on_accept(&self, connection: ConnCtx) -> impl Future<Output = ()> + 'static {
         async move { drop(echo(connection).await) }
     }
