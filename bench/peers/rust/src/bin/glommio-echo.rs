@@ -7,11 +7,12 @@ use glommio::{
     GlommioError, LocalExecutorBuilder, Placement,
     net::{TcpListener, TcpStream},
 };
-use peers::{BUFFER_BYTES, address};
+use peers::{BUFFER_BYTES, RING_ENTRIES, address};
 
 fn main() -> Result<(), GlommioError<()>> {
     let address = address();
-    LocalExecutorBuilder::new(Placement::Unbound).spawn(move || serve(address))?.join()?
+    let executor = LocalExecutorBuilder::new(Placement::Unbound).ring_depth(RING_ENTRIES as usize);
+    executor.spawn(move || serve(address))?.join()?
 }
 
 async fn serve(address: SocketAddr) -> Result<(), GlommioError<()>> {

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use peers::{BUFFER_BYTES, address};
+use peers::{BUFFER_BYTES, RING_ENTRIES, address};
 use tokio_uring::{
     buf::BoundedBuf,
     net::{TcpListener, TcpStream},
@@ -13,7 +13,7 @@ fn main() -> io::Result<()> {
     let mut ring = tokio_uring::uring_builder();
     // One thread needs no interrupt to learn of its completions: a fifth less CPU time in churn.
     ring.setup_coop_taskrun();
-    tokio_uring::builder().uring_builder(&ring).start(async {
+    tokio_uring::builder().entries(RING_ENTRIES).uring_builder(&ring).start(async {
         let listener = TcpListener::bind(address)?;
         loop {
             let (stream, _) = listener.accept().await?;
