@@ -12,7 +12,7 @@ use peers::{BUFFER_BYTES, address};
 fn main() -> io::Result<()> {
     let address = address();
     let mut ring = io_uring::IoUring::builder();
-    // One thread needs no interrupt to learn of its completions: a fifth less CPU time in churn.
+    // The one thread looks at its completions anyway; without this it is interrupted for each.
     ring.setup_coop_taskrun();
     RuntimeBuilder::<IoUringDriver>::new().uring_builder(ring).build()?.block_on(serve(address))
 }
