@@ -7,8 +7,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 /// The most that a connection reads at once: monoio's example has 8 KiB, and the others have less.
 pub const BUFFER_BYTES: usize = 8 * 1024;
 
-/// As long as the queue of tokio, monoio, tokio-uring and glommio.
-pub const BACKLOG: i32 = 1_024;
+/// As many as may wait to be accepted with monoio, tokio-uring, glommio and ringline.
+pub const BACKLOG: u32 = 1_024;
 
 /// As deep as the rings of monoio and compio are without being told. Those of tokio-uring (256) and glommio
 /// (128) are full several times in a turn over 1,000 connections.

@@ -16,7 +16,7 @@ async fn main() -> io::Result<()> {
     let socket = TcpSocket::new_v4().await?;
     socket.set_reuseaddr(true)?;
     socket.bind(address()).await?;
-    let listener = socket.listen(BACKLOG).await?;
+    let listener = socket.listen(BACKLOG as i32).await?;
     loop {
         let (stream, _) = listener.accept().await?;
         compio::runtime::spawn(echo(stream)).detach();

@@ -2,15 +2,19 @@
 
 use std::io;
 
-use peers::{BUFFER_BYTES, address};
+use peers::{BACKLOG, BUFFER_BYTES, address};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::{TcpSocket, TcpStream},
 };
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> io::Result<()> {
-    let listener = TcpListener::bind(address()).await?;
+    // `TcpListener::bind` has a queue of 128 only.
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address())?;
+    let listener = socket.listen(BACKLOG)?;
     loop {
         let (stream, _) = listener.accept().await?;
         tokio::spawn(echo(stream));
