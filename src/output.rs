@@ -6,7 +6,7 @@ use std::{fmt, io, sync::Arc};
 const KEPT_CAPACITY_MAX: usize = 64 << 10;
 /// A pool keeps at most this many spare batches, and this many bytes in all of them.
 const SPARE_BATCHES_MAX: usize = 1024;
-const SPARE_BYTES_MAX: usize = 4 << 20;
+const SPARE_BYTES_MAX: usize = 1 << 20;
 
 /// Bytes to be sent in one go: copied ones, with shared buffers inserted between them.
 #[derive(Debug, Default)]

@@ -12,7 +12,7 @@ use crate::{
 
 #[derive(Debug, Args)]
 pub(crate) struct RowArgs {
-    /// Rows: io_uring (with variants :direct, :no-multishot, :latency), epoll, threads, and their opponents
+    /// Rows: io_uring (with variants :direct, :no-multishot, :latency, :spin), epoll, threads, and their opponents
     /// without the library, raw-uring (with :direct), raw-epoll, raw-threads [default:
     /// io_uring,epoll,threads, without --server]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]

@@ -45,7 +45,7 @@ impl Kind {
     /// The variants that it has.
     fn variants(self) -> &'static [&'static str] {
         match self {
-            Self::IoUring => &["direct", "no-multishot", "latency"],
+            Self::IoUring => &["direct", "no-multishot", "latency", "spin"],
             Self::RawUring => &["direct"],
             _ => &[],
         }
@@ -58,12 +58,14 @@ pub(crate) struct Spec {
     pub(crate) kind: Kind,
     pub(crate) direct: bool,
     pub(crate) multishot: bool,
+    /// It wakes at the first completion; with `spin`, it looks for one before it sleeps.
     pub(crate) latency: bool,
+    pub(crate) spin: bool,
 }
 
 impl Spec {
     pub(crate) const fn plain(kind: Kind) -> Self {
-        Self { kind, direct: false, multishot: true, latency: false }
+        Self { kind, direct: false, multishot: true, latency: false, spin: false }
     }
 
     /// What the server must report as its descriptor mode.
@@ -89,6 +91,7 @@ impl FromStr for Spec {
                 _ if !kind.variants().contains(&word) => return Err(no_variant(kind, word)),
                 "direct" => spec.direct = true,
                 "no-multishot" => spec.multishot = false,
+                "spin" => spec.spin = true,
                 _ => spec.latency = true,
             }
         }
@@ -107,8 +110,12 @@ fn no_variant(kind: Kind, word: &str) -> String {
 impl fmt::Display for Spec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.kind.name())?;
-        let variants =
-            [(self.direct, ":direct"), (!self.multishot, ":no-multishot"), (self.latency, ":latency")];
+        let variants = [
+            (self.direct, ":direct"),
+            (!self.multishot, ":no-multishot"),
+            (self.latency, ":latency"),
+            (self.spin, ":spin"),
+        ];
         variants.iter().filter(|(on, _)| *on).try_for_each(|(_, name)| f.write_str(name))
     }
 }
@@ -225,6 +232,7 @@ mod tests {
             "auto",
             "io_uring:direct",
             "io_uring:direct:no-multishot:latency",
+            "io_uring:spin",
             "raw-uring:direct",
             "raw-epoll",
             "raw-threads",

@@ -29,7 +29,7 @@ use crate::{
 /// Bytes of the loop's one receive buffer: it stays in the cache, and a fast peer fills it.
 const BUFFER_BYTES: usize = 64 << 10;
 /// Ready descriptors taken by one wait.
-const EVENTS_MAX: usize = 1024;
+const EVENTS_MAX: usize = 256;
 /// Connections that one port accepts before others get their turn.
 const ACCEPTS_A_TURN: u32 = 64;
 /// Sheds at most this many peers at once when descriptors run out.

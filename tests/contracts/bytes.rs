@@ -27,6 +27,7 @@ on_every_backend!(
     c13_a_reset_while_paused_is_told_by_a_failing_write,
     c13_a_paused_connection_without_a_peer_costs_no_wake_ups,
     c13_bytes_before_the_fin_come_before_it,
+    c18_a_peer_that_does_not_read_costs_no_wake_ups,
 );
 
 /// For how long a test watches that something does not happen.
@@ -327,6 +328,27 @@ fn c13_a_paused_connection_without_a_peer_costs_no_wake_ups(setup: &Setup) {
         resume(&server, 0);
         assert_eq!(server.journal.wait_lost(0), "Done");
     }
+}
+
+/// Its socket is full, so each send would fail at once.
+fn c18_a_peer_that_does_not_read_costs_no_wake_ups(setup: &Setup) {
+    let server = Script::new().serve(setup.reactor());
+    let peer = server.dial_made(0);
+    for _ in 0..40 {
+        server.act_on(0, |transport| ignore(transport.write(&[7; 256 << 10])));
+    }
+    server.let_it_turn();
+    // It goes on for as long as the kernel makes room by itself.
+    thread::sleep(Duration::from_millis(100));
+    let before = server.running.reactor.stats();
+    thread::sleep(WATCH);
+    let after = server.running.reactor.stats();
+    let waits = after.count(Count::Waits) - before.count(Count::Waits);
+    let calls = after.syscalls_total() - before.syscalls_total();
+    assert!(waits <= 20 && calls <= 40, "{waits} waits and {calls} calls for a peer that does not read");
+    peer.reset();
+    let reason = server.journal.wait_lost(0);
+    assert!(["Lost(Errno(ECONNRESET))", "Lost(Errno(EPIPE))"].contains(&&*reason), "{reason}");
 }
 
 fn c13_bytes_before_the_fin_come_before_it(setup: &Setup) {

@@ -22,6 +22,10 @@ use crate::{
     spec::{Kind, Spec},
 };
 
+/// How long the variant `spin` looks for completions before it sleeps: for as long as requests are at most so far apart it
+/// never does.
+const SPIN: Duration = Duration::from_millis(1);
+
 pub(super) fn serve(args: &ServeArgs, service: Service) -> Result<(), Error> {
     let (reactors, port) = listen(args, service)?;
     let all = Reactors(reactors.iter().map(Reactor::handle).collect());
@@ -201,7 +205,11 @@ fn build(spec: Spec, way: Way) -> Result<Reactor, Error> {
         Kind::Threads => Backend::Threads,
         _ => Backend::Auto,
     };
-    let wait = if spec.latency { WaitPolicy::Latency { spin: Duration::ZERO } } else { WaitPolicy::Adaptive };
+    let wait = match (spec.latency, spec.spin) {
+        (_, true) => WaitPolicy::Latency { spin: SPIN },
+        (true, false) => WaitPolicy::Latency { spin: Duration::ZERO },
+        (false, false) => WaitPolicy::Adaptive,
+    };
     let uring = UringOptions::default().direct(spec.direct).multishot(spec.multishot).wait(wait);
     Reactor::builder()
         .backend(backend)
