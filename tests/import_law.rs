@@ -62,6 +62,7 @@ const UNSAFE_FILES: &[&str] = &[
     "backend/uring",
     "backend/uring/accepting",
     "backend/uring/buffers",
+    "backend/uring/receiving",
     "backend/uring/ring",
     "backend/uring/sending",
 ];

@@ -11,6 +11,7 @@ mod buffers;
 mod completing;
 mod entries;
 mod prove;
+mod receiving;
 mod ring;
 mod sending;
 pub(crate) mod wait;
@@ -20,7 +21,6 @@ use std::{
     io,
     net::SocketAddr,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
-    ptr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -30,8 +30,9 @@ use nix::sys::socket::{SockaddrLike, SockaddrStorage};
 
 use self::{
     accepting::{Accepting, close_stray},
-    buffers::Buffers,
-    entries::{Message, close_entry, receive_once},
+    buffers::{Buffer, Buffers},
+    entries::{Message, close_entry},
+    receiving::Receiving,
     ring::{Completion, Ring},
     sending::Sending,
     wait::{Recent, Wait},
@@ -56,6 +57,7 @@ const SHED_MAX: usize = 64;
 #[repr(u8)]
 enum Kind {
     Receive = 1,
+    ReceiveLarge,
     Send,
     Accept,
     Wake,
@@ -72,8 +74,9 @@ enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Receive,
+        Self::ReceiveLarge,
         Self::Send,
         Self::Accept,
         Self::Wake,
@@ -99,19 +102,6 @@ impl Kind {
     fn from(user_data: u64) -> Option<Self> {
         Self::ALL.get(((user_data >> 56) as usize).wrapping_sub(1)).copied()
     }
-}
-
-/// Where a connection's receiving is.
-#[derive(Clone, Copy, Debug, Default)]
-struct Receiving {
-    /// The loop wants data.
-    wanted: bool,
-    /// The kernel has the operation.
-    armed: bool,
-    /// The kernel has been asked to give it back.
-    cancelling: bool,
-    /// It found no buffer and stands in line for one.
-    parked: bool,
 }
 
 /// How far a connection's end is.
@@ -151,7 +141,7 @@ impl Slot {
 
 /// An event, without the loan of its data.
 enum Found {
-    Data { id: ConnId, buffer: u16, len: u32 },
+    Data { id: ConnId, buffer: Buffer, len: u32 },
     Other(Event<'static>),
 }
 
@@ -187,7 +177,7 @@ pub(crate) struct Uring {
     // Declared, and so dropped, before the buffers that the kernel writes to through it.
     io: Io,
     buffers: Buffers,
-    lent: Option<u16>,
+    lent: Option<Buffer>,
     recent: Recent,
     policy: WaitPolicy,
 }
@@ -307,7 +297,7 @@ impl Proactor for Uring {
     }
 
     fn read(&mut self, id: ConnId, on: bool) {
-        self.io.read(id, on, self.buffers.bytes());
+        self.io.read(id, on, &self.buffers);
     }
 
     fn send(&mut self, id: ConnId, batch: Box<Batch>) -> Option<Sent> {
@@ -329,7 +319,7 @@ impl Proactor for Uring {
     fn wait(&mut self, timeout: Duration) -> io::Result<()> {
         self.recycle_lent();
         self.buffers.publish();
-        self.io.rearm(self.buffers.count(), self.buffers.bytes());
+        self.io.rearm(&self.buffers);
         self.io.arm_waker();
         if std::mem::take(&mut self.io.hurried) || !self.io.ready.is_empty() {
             self.io.ring.submit()?;
@@ -402,41 +392,6 @@ impl Io {
         unsafe { self.push(id, Kind::Connect, entry) };
     }
 
-    fn read(&mut self, id: ConnId, on: bool, bytes: u32) {
-        let Some(slot) = self.slot(id) else { return };
-        slot.receiving.wanted = on;
-        let Receiving { armed, cancelling, parked, .. } = slot.receiving;
-        if on && !armed && !parked {
-            self.arm_receive(id, bytes);
-        } else if !on && armed && !cancelling {
-            slot.receiving.cancelling = true;
-            self.cancel(Kind::Receive.of(id));
-        }
-    }
-
-    fn arm_receive(&mut self, id: ConnId, bytes: u32) {
-        let multishot = self.multishot;
-        let Some(slot) = self.slot(id).filter(|slot| slot.ending == Ending::No) else { return };
-        let Some(socket) = &slot.socket else { return };
-        let entry = match (socket, multishot) {
-            (Socket::Fd(fd), true) => {
-                opcode::RecvMulti::new(types::Fd(fd.as_raw_fd()), buffers::GROUP).build()
-            }
-            (Socket::Direct(place), true) => {
-                opcode::RecvMulti::new(types::Fixed(*place), buffers::GROUP).build()
-            }
-            (Socket::Fd(fd), false) => {
-                receive_once(opcode::Recv::new(types::Fd(fd.as_raw_fd()), ptr::null_mut(), bytes))
-            }
-            (Socket::Direct(place), false) => {
-                receive_once(opcode::Recv::new(types::Fixed(*place), ptr::null_mut(), bytes))
-            }
-        };
-        slot.receiving = Receiving { wanted: true, armed: true, cancelling: false, parked: false };
-        // SAFETY: the kernel chooses among the registered buffers, which outlive the ring.
-        unsafe { self.push(id, Kind::Receive, entry) };
-    }
-
     /// The eventfd is never read: each write wakes the poll, and a full counter stays readable.
     fn arm_waker(&mut self) {
         if !std::mem::replace(&mut self.waker_armed, true) {
@@ -462,30 +417,6 @@ impl Io {
             None => {}
         }
     }
-
-    /// Arms what waits to be armed: those who lost their receive, then those in line for buffers,
-    /// as many as there are buffers.
-    fn rearm(&mut self, buffers: u16, bytes: u32) {
-        let mut rearm = std::mem::take(&mut self.rearm);
-        rearm.drain(..).for_each(|id| self.arm_receive_if_wanted(id, bytes));
-        self.rearm = rearm;
-        for _ in 0..buffers {
-            let Some(id) = self.parked.pop_front() else { return };
-            if let Some(slot) = self.slot(id) {
-                slot.receiving.parked = false;
-                self.arm_receive_if_wanted(id, bytes);
-            }
-        }
-    }
-
-    fn arm_receive_if_wanted(&mut self, id: ConnId, bytes: u32) {
-        let wanted = self
-            .slot(id)
-            .is_some_and(|slot| slot.receiving.wanted && !slot.receiving.armed && !slot.receiving.parked);
-        if wanted {
-            self.arm_receive(id, bytes);
-        }
-    }
 }
 
 /// Ending connections.
@@ -494,7 +425,7 @@ impl Io {
         let Some(slot) = self.slot(id).filter(|slot| slot.ending == Ending::No) else { return };
         slot.ending = Ending::Reaping;
         slot.receiving.wanted = false;
-        let (armed, sending) = (slot.receiving.armed, slot.sending.is_patient());
+        let (armed, sending) = (slot.receiving.armed.is_some(), slot.sending.is_patient());
         let connecting = slot.address.is_some();
         match &slot.socket {
             Some(Socket::Fd(fd)) if reset => {
@@ -510,9 +441,9 @@ impl Io {
             Some(Socket::Direct(place)) if reset => {
                 let place = *place;
                 self.linger(id, place);
-                self.cancel_receive(id, armed);
+                self.cancel_receive(id);
             }
-            _ => self.cancel_receive(id, armed),
+            _ => self.cancel_receive(id),
         }
         if sending {
             self.cancel(Kind::Send.of(id));
@@ -522,12 +453,6 @@ impl Io {
         }
         self.hurry(id);
         self.close_if_reaped(id);
-    }
-
-    fn cancel_receive(&mut self, id: ConnId, armed: bool) {
-        if armed {
-            self.cancel(Kind::Receive.of(id));
-        }
     }
 
     fn count_reset_calls(&self, armed: bool) {

@@ -12,8 +12,9 @@ use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, m
 
 use super::ring::Ring;
 
-/// The one buffer group of a ring.
-pub(super) const GROUP: u16 = 0;
+/// The large buffers of a ring: few, so that they stay in the cache.
+const LARGE_COUNT: u16 = 8;
+const LARGE_BYTES: u32 = 64 << 10;
 /// Keeps the buffers from falling into the same set of the first-level cache, as strides of a
 /// page would.
 const STAGGER: usize = 64;
@@ -49,8 +50,87 @@ impl Drop for Mapping {
     }
 }
 
+/// Which buffers an operation is given one of: those that all connections share by default, or the large ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub(super) enum Size {
+    Small,
+    Large,
+}
+
+impl Size {
+    /// As the kernel knows it.
+    pub(super) fn group(self) -> u16 {
+        self as u16
+    }
+}
+
+/// One that the kernel has filled.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Buffer {
+    pub(super) size: Size,
+    pub(super) number: u16,
+}
+
 /// See the top of this file.
 pub(super) struct Buffers {
+    small: Group,
+    large: Group,
+}
+
+impl Buffers {
+    /// `count` (a power of two) small buffers of `bytes` each, and the large ones, registered with the ring.
+    pub(super) fn register(ring: &Ring, count: u16, bytes: u32) -> io::Result<Self> {
+        let small = Group::register(ring, Size::Small, count, bytes)?;
+        let large = Group::register(ring, Size::Large, LARGE_COUNT, LARGE_BYTES)?;
+        Ok(Self { small, large })
+    }
+
+    /// How many small ones there are.
+    pub(super) fn count(&self) -> u16 {
+        self.small.count
+    }
+
+    /// Bytes of one of this size.
+    pub(super) fn bytes(&self, size: Size) -> u32 {
+        self.group(size).bytes as u32
+    }
+
+    /// The first `len` bytes of a buffer that a completion named and that was not recycled since.
+    pub(super) fn slice(&self, buffer: Buffer, len: u32) -> &[u8] {
+        self.group(buffer.size).slice(buffer.number, len)
+    }
+
+    /// Gives a buffer back; the kernel sees it after [`publish`](Self::publish).
+    pub(super) fn recycle(&mut self, buffer: Buffer) {
+        match buffer.size {
+            Size::Small => self.small.recycle(buffer.number),
+            Size::Large => self.large.recycle(buffer.number),
+        }
+    }
+
+    /// Shows the kernel what was recycled; once a turn.
+    pub(super) fn publish(&mut self) {
+        self.small.publish();
+        self.large.publish();
+    }
+
+    /// Leaves the memory mapped for good, for a kernel that may still write to it.
+    pub(super) fn leak(&mut self) {
+        self.small.leak();
+        self.large.leak();
+    }
+
+    fn group(&self, size: Size) -> &Group {
+        match size {
+            Size::Small => &self.small,
+            Size::Large => &self.large,
+        }
+    }
+}
+
+/// Buffers of one size, which the kernel takes first in, first out.
+struct Group {
     ring: Mapping,
     memory: Mapping,
     count: u16,
@@ -59,9 +139,8 @@ pub(super) struct Buffers {
     published: u16,
 }
 
-impl Buffers {
-    /// `count` (a power of two) buffers of `bytes` each, registered with the ring.
-    pub(super) fn register(ring: &Ring, count: u16, bytes: u32) -> io::Result<Self> {
+impl Group {
+    fn register(ring: &Ring, size: Size, count: u16, bytes: u32) -> io::Result<Self> {
         let bytes = bytes as usize;
         let mut buffers = Self {
             ring: Mapping::new(count as usize * size_of::<BufRingEntry>())?,
@@ -74,24 +153,13 @@ impl Buffers {
         let start = buffers.ring.start.as_ptr() as u64;
         // SAFETY: the mapping holds `count` entries and is freed only by `Drop`, which its owner
         // runs after the ring has let go of it.
-        unsafe { ring.submitter().register_buf_ring_with_flags(start, count, GROUP, 0)? };
+        unsafe { ring.submitter().register_buf_ring_with_flags(start, count, size.group(), 0)? };
         (0..count).for_each(|buffer| buffers.recycle(buffer));
         buffers.publish();
         Ok(buffers)
     }
 
-    /// How many there are.
-    pub(super) fn count(&self) -> u16 {
-        self.count
-    }
-
-    /// Bytes of each.
-    pub(super) fn bytes(&self) -> u32 {
-        self.bytes as u32
-    }
-
-    /// The first `len` bytes of a buffer that a completion named and that was not recycled since.
-    pub(super) fn slice(&self, buffer: u16, len: u32) -> &[u8] {
+    fn slice(&self, buffer: u16, len: u32) -> &[u8] {
         let len = (len as usize).min(self.bytes);
         // SAFETY: `address` lies `bytes` before the end of the mapping at least; anonymous memory
         // is initialised; the kernel writes a buffer only between `publish` and its completion, and
@@ -99,8 +167,7 @@ impl Buffers {
         unsafe { std::slice::from_raw_parts(self.address(buffer), len) }
     }
 
-    /// Gives a buffer back; the kernel sees it after [`publish`](Self::publish).
-    pub(super) fn recycle(&mut self, buffer: u16) {
+    fn recycle(&mut self, buffer: u16) {
         let (address, bytes) = (self.address(buffer) as u64, self.bytes as u32);
         let index = self.tail & (self.count - 1);
         // SAFETY: `index` is below `count`, so the entry lies in the mapping; only this thread
@@ -112,8 +179,7 @@ impl Buffers {
         self.tail = self.tail.wrapping_add(1);
     }
 
-    /// Shows the kernel what was recycled; once a turn.
-    pub(super) fn publish(&mut self) {
+    fn publish(&mut self) {
         if self.tail == self.published {
             return;
         }
@@ -124,8 +190,7 @@ impl Buffers {
         self.published = self.tail;
     }
 
-    /// Leaves the memory mapped for good, for a kernel that may still write to it.
-    pub(super) fn leak(&mut self) {
+    fn leak(&mut self) {
         for mapping in [&mut self.ring, &mut self.memory] {
             mapping.leaked = true;
         }

@@ -1,7 +1,13 @@
 //! Completions of the ring, taken and turned into events.
 
-use super::{Ending, Found, Io, Kind, accepting::close_stray, buffers::Buffers, ring::Completion};
-use crate::{backend::Event, error::Errno, id::ConnId, stats::Count};
+use super::{
+    Ending, Found, Io, Kind,
+    accepting::close_stray,
+    buffers::{Buffers, Size},
+    receiving::buffer,
+    ring::Completion,
+};
+use crate::{backend::Event, id::ConnId, stats::Count};
 
 impl Io {
     pub(super) fn next_found(&mut self, buffers: &mut Buffers) -> Option<Found> {
@@ -38,7 +44,8 @@ impl Io {
         }
         let id = self.owner(completion.user_data);
         let Some(id) = id else {
-            completion.buffer().into_iter().for_each(|buffer| buffers.recycle(buffer));
+            let size = if kind == Kind::ReceiveLarge { Size::Large } else { Size::Small };
+            buffer(completion, size).into_iter().for_each(|buffer| buffers.recycle(buffer));
             return None;
         };
         if !completion.more()
@@ -47,7 +54,8 @@ impl Io {
             slot.in_flight -= 1;
         }
         let found = match kind {
-            Kind::Receive => self.received(id, completion, buffers),
+            Kind::Receive => self.received(id, Size::Small, completion, buffers),
+            Kind::ReceiveLarge => self.received(id, Size::Large, completion, buffers),
             Kind::Send => self.sent(id, completion).map(Found::Other),
             Kind::Connect => self.connected(id, completion).map(Found::Other),
             Kind::Close => {
@@ -65,50 +73,6 @@ impl Io {
         let slot = self.slots.get(user_data as u32 as usize)?.as_ref()?;
         let generation = (user_data >> 32) as u32 & crate::id::GENERATION_MASK;
         (slot.id.generation() == generation).then_some(slot.id)
-    }
-
-    fn received(&mut self, id: ConnId, completion: Completion, buffers: &mut Buffers) -> Option<Found> {
-        let more = completion.more();
-        let slot = self.slot(id)?;
-        if !more {
-            slot.receiving.armed = false;
-            slot.receiving.cancelling = false;
-        }
-        let (ending, wanted) = (slot.ending != Ending::No, slot.receiving.wanted);
-        let outcome = completion.outcome();
-        if let (Ok(len @ 1..), Some(buffer), false) = (outcome, completion.buffer(), ending) {
-            if !more && wanted {
-                self.rearm.push(id);
-            }
-            return Some(Found::Data { id, buffer, len });
-        }
-        completion.buffer().into_iter().for_each(|buffer| buffers.recycle(buffer));
-        if ending {
-            return None;
-        }
-        match outcome.map_err(Errno::raw) {
-            Ok(_) => Some(Found::Other(Event::End { id, errno: None })),
-            Err(libc::ENOBUFS) => {
-                self.park(id);
-                None
-            }
-            Err(libc::ECANCELED | libc::EINTR | libc::EAGAIN) => {
-                if wanted {
-                    self.rearm.push(id);
-                }
-                None
-            }
-            Err(raw) => Some(Found::Other(Event::End { id, errno: Some(Errno::from_raw(raw)) })),
-        }
-    }
-
-    /// No buffer was free. Arming again at once would spin; so it stands in line.
-    fn park(&mut self, id: ConnId) {
-        self.counters.add(Count::NoBuffers, 1);
-        if let Some(slot) = self.slot(id) {
-            slot.receiving.parked = true;
-            self.parked.push_back(id);
-        }
     }
 
     fn connected(&mut self, id: ConnId, completion: Completion) -> Option<Event<'static>> {

@@ -4,7 +4,6 @@ use std::{os::fd::IntoRawFd, ptr};
 
 use io_uring::{opcode, squeue, types};
 
-use super::buffers;
 use crate::{
     output::Batch,
     sys::{SLICES_MAX, Socket},
@@ -26,8 +25,12 @@ pub(super) fn close_entry(socket: Socket) -> squeue::Entry {
     }
 }
 
-pub(super) fn receive_once(receive: opcode::Recv) -> squeue::Entry {
-    receive.buf_group(buffers::GROUP).build().flags(squeue::Flags::BUFFER_SELECT)
+/// A receive that goes on by itself, or ends with what it has brought, of at most so many bytes.
+pub(super) fn receive_entry(fd: impl Target, group: u16, once: Option<u32>) -> squeue::Entry {
+    match once {
+        None => fd.receive_many(group),
+        Some(bytes) => fd.receive_once(group, bytes).flags(squeue::Flags::BUFFER_SELECT),
+    }
 }
 
 /// One send of the whole batch, or of as much as one operation takes, and how much that is. `MSG_WAITALL` makes the
@@ -85,6 +88,8 @@ impl Message {
 pub(super) trait Target {
     fn send(self, start: *const u8, len: u32, flags: i32) -> squeue::Entry;
     fn sendmsg(self, header: *const libc::msghdr, flags: u32) -> squeue::Entry;
+    fn receive_many(self, group: u16) -> squeue::Entry;
+    fn receive_once(self, group: u16, bytes: u32) -> squeue::Entry;
 }
 
 macro_rules! target {
@@ -96,6 +101,14 @@ macro_rules! target {
 
             fn sendmsg(self, header: *const libc::msghdr, flags: u32) -> squeue::Entry {
                 opcode::SendMsg::new(self, header).flags(flags).build()
+            }
+
+            fn receive_many(self, group: u16) -> squeue::Entry {
+                opcode::RecvMulti::new(self, group).build()
+            }
+
+            fn receive_once(self, group: u16, bytes: u32) -> squeue::Entry {
+                opcode::Recv::new(self, ptr::null_mut(), bytes).buf_group(group).build()
             }
         }
     )*};
