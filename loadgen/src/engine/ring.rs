@@ -112,8 +112,9 @@ impl Ring {
     fn wait_for(&mut self, completions: usize, timeout: Duration) -> io::Result<()> {
         self.shared.buffers.publish();
         let queued = self.fill_submissions();
-        // With entries still waiting for a place the next turn must come at once.
-        let wanted = if self.waiting.is_empty() { completions } else { 0 };
+        // With entries still waiting for a place the next turn must come at once; and to wait for no time would still
+        // put the thread to sleep.
+        let wanted = if self.waiting.is_empty() && !timeout.is_zero() { completions } else { 0 };
         self.enter(queued, wanted, timeout)?;
         for completion in self.uring.completion() {
             self.completed.push_back((completion.user_data(), completion.result(), completion.flags()));

@@ -183,7 +183,8 @@ impl Ring {
     /// The one enter of a turn: submits everything and waits.
     pub(super) fn submit_and_wait(&mut self, wait: Wait, timeout: Duration) -> io::Result<()> {
         match wait {
-            _ if !self.stash.is_empty() => self.submit(),
+            // To wait for no time would still put the thread to sleep.
+            _ if timeout.is_zero() || !self.stash.is_empty() => self.submit(),
             Wait::Many { count, gather } if self.can_gather => self.enter(count, Some(gather), timeout),
             _ => self.enter(1, None, timeout),
         }
