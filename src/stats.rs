@@ -84,7 +84,7 @@ named! {
         Made = "made",
         /// Bytes handed to protocols, held or thrown away: all that was received.
         BytesReceived = "bytes_received",
-        /// Bytes that the kernel took.
+        /// Bytes that the kernel took, as far as the loop has heard: on io_uring, up to the latest wait that has ended.
         BytesSent = "bytes_sent",
         /// Waits of the loop.
         Waits = "waits",
