@@ -3,8 +3,8 @@
 //!
 //! A slot (the place of a [`ConnId`]) is free again only when no operation of it is in flight, and
 //! every completion carries the slot's generation, so that a late one is known as late.
-//! [`ring`] holds the queues, [`buffers`] the receive buffers, [`wait`] the wait policy; `prove.rs`
-//! finds out what works here.
+//! [`ring`] holds the queues, [`buffers`] the receive buffers, [`wait`] the wait policy; [`receiving`] and
+//! [`sending`] begin and end the two operations that carry bytes; `prove.rs` finds out what works here.
 
 mod accepting;
 mod buffers;

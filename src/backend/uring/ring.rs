@@ -1,6 +1,6 @@
 //! One io_uring instance: set-up by tier, submission, the one enter of a turn, completions.
 //!
-//! Unsafe lives here and in `buffers.rs`. What the kernel may touch until an operation's last
+//! What the kernel may touch until an operation's last
 //! completion is kept by the caller ([`Ring::push`]); the ring counts the operations in flight, so
 //! that nothing is freed before they are over.
 

@@ -30,7 +30,7 @@ const MESSAGES_KEPT: usize = 256;
 /// What a connection has of its send.
 #[derive(Default)]
 pub(super) struct Sending {
-    pub(super) batch: Option<Box<Batch>>,
+    batch: Option<Box<Batch>>,
     message: Option<Box<Message>>,
     trial: Trial,
     patient: u8,
