@@ -93,6 +93,8 @@ pub(crate) trait Proactor {
     fn refuse(&mut self, socket: Socket);
     /// Turns receiving on or off.
     fn read(&mut self, id: ConnId, on: bool);
+    /// Whether a send is only queued until the next wait, and costs no call of its own.
+    fn queues_sends(&self) -> bool;
     /// Sends a batch. It may be gone at once; else [`Event::Sent`] brings it back.
     fn send(&mut self, id: ConnId, batch: Box<Batch>) -> Option<Sent>;
     /// Says that somebody waits for this connection's batch, which a backend may otherwise bring back together with

@@ -143,6 +143,7 @@ impl Connection {
 /// What the user asks.
 impl Connection {
     /// Takes a copy of `bytes`, unless the connection no longer takes output.
+    #[inline(always)]
     pub fn write(&mut self, pool: &mut Pool, limits: &Limits, bytes: &[u8]) -> Write {
         if !self.takes_output(limits) {
             return Write::Closed;
@@ -214,7 +215,7 @@ impl Connection {
 
     /// Whether `data_received` may be called: not paused, not closing.
     pub fn is_delivering(&self) -> bool {
-        self.phase == Phase::Open && !self.paused
+        matches!(self.phase, Phase::Open) & !self.paused
     }
 
     /// Whether `connection_lost` has begun: from there on there is nothing left to act upon.
@@ -223,13 +224,19 @@ impl Connection {
     }
 
     /// Whether `write` takes output. A connection that has too much of it already ends here.
+    #[inline]
     pub fn takes_output(&mut self, limits: &Limits) -> bool {
-        let open = self.phase == Phase::Open && self.write_half == WriteHalf::Open;
-        let too_much = open && self.output.unsent() > limits.output_max;
+        let open = matches!(self.phase, Phase::Open) & matches!(self.write_half, WriteHalf::Open);
+        let too_much = open & (self.output.unsent() > limits.output_max);
         if too_much {
-            self.finish(Reason::Limit(LimitKind::Output), true);
+            self.output_too_long();
         }
-        open && !too_much
+        open & !too_much
+    }
+
+    #[cold]
+    fn output_too_long(&mut self) {
+        self.finish(Reason::Limit(LimitKind::Output), true);
     }
 
     /// Whether the end is neither decided nor asked for.
@@ -241,7 +248,16 @@ impl Connection {
 /// What the kernel tells.
 impl Connection {
     /// Bytes arrived.
+    #[inline]
     pub fn received(&mut self, data: &[u8], limits: &Limits) -> Arrival {
+        if self.is_delivering() & self.rare.is_none() {
+            return Arrival::Deliver;
+        }
+        self.received_rarely(data, limits)
+    }
+
+    #[cold]
+    fn received_rarely(&mut self, data: &[u8], limits: &Limits) -> Arrival {
         match self.phase {
             Phase::Open if !self.paused && !self.holds_data() => Arrival::Deliver,
             Phase::Open => {
@@ -267,6 +283,7 @@ impl Connection {
     }
 
     /// A batch came back: `n` bytes of it were taken before `failed`, if anything did.
+    #[inline]
     pub fn sent(
         &mut self,
         batch: Box<Batch>,
@@ -276,7 +293,13 @@ impl Connection {
         limits: &Limits,
     ) {
         self.output.came_back(batch, n, pool, limits.output_low);
-        let Some(errno) = failed else { return };
+        if let Some(errno) = failed {
+            self.send_failed(errno, pool);
+        }
+    }
+
+    #[cold]
+    fn send_failed(&mut self, errno: Errno, pool: &mut Pool) {
         self.output.discard(pool);
         match self.phase {
             Phase::Open if peer_is_gone(errno) && self.end.is_none() => {

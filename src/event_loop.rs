@@ -54,6 +54,8 @@ pub(crate) struct EventLoop {
     reactor: Reactor,
     counters: Arc<Counters>,
     backend: Box<dyn Proactor>,
+    /// What a callback has written is sent right after it, not when the turn is over.
+    answers_at_once: bool,
     table: Table,
     hosts: Slab<HostSlot>,
     host_slots: HashMap<HostKey, usize>,
@@ -79,6 +81,7 @@ pub(crate) fn run(reactor: Reactor, backend: Box<dyn Proactor>) -> Result<(), Er
         counters: Arc::clone(&core.counters),
         table: Table::new(core.number, core.config.limits.clone()),
         reactor,
+        answers_at_once: backend.queues_sends(),
         backend,
         hosts: Slab::new(),
         host_slots: HashMap::new(),
@@ -335,6 +338,9 @@ impl EventLoop {
                 Event::Data { id, data } => {
                     let mut link = LoopLink { table: &mut self.table, sockets };
                     deliver(&mut link, &mut self.hosts, &self.reactor, id, data);
+                    if self.answers_at_once {
+                        self.answer(id);
+                    }
                     continue;
                 }
                 Event::Sent { id, sent } => {
@@ -353,6 +359,16 @@ impl EventLoop {
                 Event::Woken => continue,
             };
             self.dispatch(owned);
+        }
+    }
+
+    /// Sends what a connection that was just told has written, while all that belongs to it is in the cache.
+    fn answer(&mut self, id: ConnId) {
+        if let Some(batch) = self.table.take_answer(id)
+            && let Some(sent) = self.backend.send(id, batch)
+            && self.sent(id, sent)
+        {
+            self.table.mark_dirty(id);
         }
     }
 

@@ -79,16 +79,20 @@ impl Batch {
             .chain([&self.bytes[last..]])
     }
 
+    #[inline]
     fn clear(&mut self) {
         self.bytes.clear();
-        if self.bytes.capacity() > KEPT_CAPACITY_MAX {
-            self.bytes.shrink_to(KEPT_CAPACITY_MAX);
-        }
-        if !self.shared.is_empty() {
-            self.shared.clear();
-            self.shared_len = 0;
-        }
         self.sent = 0;
+        if self.bytes.capacity() > KEPT_CAPACITY_MAX || !self.shared.is_empty() {
+            self.clear_rest();
+        }
+    }
+
+    #[cold]
+    fn clear_rest(&mut self) {
+        self.bytes.shrink_to(KEPT_CAPACITY_MAX);
+        self.shared.clear();
+        self.shared_len = 0;
     }
 }
 
@@ -103,6 +107,7 @@ pub struct Pool {
 
 impl Pool {
     /// An empty batch.
+    #[inline]
     pub fn take(&mut self) -> Box<Batch> {
         let batch = self.spare.pop().unwrap_or_default();
         self.bytes -= batch.bytes.capacity();
@@ -110,6 +115,7 @@ impl Pool {
     }
 
     /// Takes a batch back; what was unsent is dropped.
+    #[inline(always)]
     pub fn give(&mut self, mut batch: Box<Batch>) {
         batch.clear();
         let bytes = self.bytes + batch.bytes.capacity();
@@ -212,6 +218,7 @@ impl Output {
     }
 
     /// Appends a copy of `bytes`, and minds the high mark.
+    #[inline]
     pub fn append(&mut self, pool: &mut Pool, high: usize, bytes: &[u8]) -> Write {
         if !bytes.is_empty() {
             self.gathering.get_or_insert_with(|| pool.take()).push(bytes);
@@ -232,10 +239,13 @@ impl Output {
         self.mind_high_mark(high)
     }
 
+    #[inline]
     fn mind_high_mark(&mut self, high: usize) -> Write {
-        if self.unsent <= high {
-            return Write::Accepted;
-        }
+        if self.unsent <= high { Write::Accepted } else { self.above_high_mark() }
+    }
+
+    #[cold]
+    fn above_high_mark(&mut self) -> Write {
         if !std::mem::replace(&mut self.full, true) {
             // A resume that was not told yet need not be: the protocol still believes itself paused.
             self.pause_due |= !std::mem::take(&mut self.resume_due);
@@ -244,6 +254,7 @@ impl Output {
     }
 
     /// The next batch to send, unless one is in flight.
+    #[inline]
     pub fn next_batch(&mut self) -> Option<Box<Batch>> {
         if self.in_flight {
             return None;
@@ -254,6 +265,7 @@ impl Output {
     }
 
     /// A batch came back from the backend, `n` bytes the lighter. What it still holds goes first next time.
+    #[inline]
     pub fn came_back(&mut self, batch: Box<Batch>, n: usize, pool: &mut Pool, low: usize) {
         self.in_flight = false;
         self.unsent = self.unsent.saturating_sub(n);
@@ -262,13 +274,14 @@ impl Output {
         } else {
             self.put_first(batch, pool);
         }
-        if self.full && self.unsent <= low {
+        if self.full & (self.unsent <= low) {
             self.full = false;
             self.resume_due = true;
         }
     }
 
     /// A short send is rare, so the bytes behind it may be copied to keep one batch gathering.
+    #[cold]
     fn put_first(&mut self, mut first: Box<Batch>, pool: &mut Pool) {
         if let Some(behind) = self.gathering.take() {
             let offset = first.bytes.len();

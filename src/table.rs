@@ -30,13 +30,13 @@ pub(crate) enum Stage {
 
 /// One connection of the table.
 pub(crate) struct Entry {
+    id: ConnId,
     pub(crate) connection: Connection,
     pub(crate) stage: Stage,
     pub(crate) host: HostKey,
     /// Where the host is, and where the protocol is inside it.
     pub(crate) host_slot: u32,
     pub(crate) protocol: u32,
-    generation: u32,
     dirty: bool,
     /// Its place among the made connections of its host.
     member: u32,
@@ -130,23 +130,24 @@ impl Table {
         }
         let generation = (self.generations[slot] + 1) & GENERATION_MASK;
         self.generations[slot] = generation;
+        let id = ConnId::new(self.number, generation, slot as u32);
         self.entries.insert(Entry {
+            id,
             connection: Connection::new(false),
             stage,
             host,
             host_slot,
             protocol: u32::MAX,
-            generation,
             dirty: false,
             member: 0,
             rare: None,
         });
-        ConnId::new(self.number, generation, slot as u32)
+        id
     }
 
     pub(crate) fn get(&mut self, id: ConnId) -> Option<&mut Entry> {
         let entry = self.entries.get_mut(id.slot())?;
-        (entry.generation == id.generation() && id.reactor() == self.number).then_some(entry)
+        (entry.id == id).then_some(entry)
     }
 
     pub(crate) fn remove(&mut self, id: ConnId) -> Option<Entry> {
@@ -160,11 +161,7 @@ impl Table {
 
     /// The ids of the connections that `wanted` chooses.
     pub(crate) fn ids(&self, wanted: impl Fn(&Entry) -> bool) -> Vec<ConnId> {
-        self.entries
-            .iter()
-            .filter(|(_, entry)| wanted(entry))
-            .map(|(slot, entry)| ConnId::new(self.number, entry.generation, slot as u32))
-            .collect()
+        self.entries.iter().filter(|(_, entry)| wanted(entry)).map(|(_, entry)| entry.id).collect()
     }
 
     /// Counts a made connection among those of its host.
@@ -206,9 +203,10 @@ impl Table {
     }
 
     /// A batch of a connection came back. Answers whether the connection has to be settled after it.
+    #[inline]
     pub(crate) fn sent(&mut self, id: ConnId, sent: Sent) -> bool {
         let Self { entries, pool, limits, .. } = self;
-        let entry = entries.get_mut(id.slot()).filter(|entry| entry.generation == id.generation());
+        let entry = entries.get_mut(id.slot()).filter(|entry| entry.id == id);
         let Some(entry) = entry else {
             pool.give(sent.batch);
             return false;
@@ -218,9 +216,10 @@ impl Table {
     }
 
     /// Bytes of a made connection arrived: what becomes of them, and where its host and its protocol are.
+    #[inline]
     pub(crate) fn received(&mut self, id: ConnId, data: &[u8]) -> Option<(Arrival, u32, u32)> {
         let Self { entries, limits, .. } = self;
-        let entry = entries.get_mut(id.slot()).filter(|e| e.generation == id.generation())?;
+        let entry = entries.get_mut(id.slot()).filter(|entry| entry.id == id)?;
         (entry.stage == Stage::Made)
             .then(|| (entry.connection.received(data, limits), entry.host_slot, entry.protocol))
     }
@@ -228,7 +227,7 @@ impl Table {
     /// The batch of a connection that wants nothing but to send it, if it has one; None if its steps must be asked for.
     pub(crate) fn next_batch_if_calm(&mut self, id: ConnId) -> Option<Option<Box<Batch>>> {
         let entry = self.entries.get_mut(id.slot())?;
-        if entry.generation != id.generation() || entry.stage != Stage::Made {
+        if entry.id != id || entry.stage != Stage::Made {
             return None;
         }
         let batch = entry.connection.next_batch_if_calm()?;
@@ -236,10 +235,20 @@ impl Table {
         Some(batch)
     }
 
+    /// The batch of a connection if it was the last to become dirty, and wants nothing but to send it.
+    pub(crate) fn take_answer(&mut self, id: ConnId) -> Option<Box<Batch>> {
+        if self.dirty.last() != Some(&id) {
+            return None;
+        }
+        let batch = self.next_batch_if_calm(id)?;
+        self.dirty.pop();
+        batch
+    }
+
     /// The next step of a connection.
     pub(crate) fn step(&mut self, id: ConnId, now: Instant, may_send: bool) -> Step {
         let Some(entry) = self.entries.get_mut(id.slot()) else { return Step::Idle };
-        if entry.generation != id.generation() {
+        if entry.id != id {
             return Step::Idle;
         }
         entry.dirty = false;
@@ -279,9 +288,9 @@ impl LoopLink<'_> {
 
 impl Link for LoopLink<'_> {
     fn write(&mut self, id: ConnId, data: &[u8]) -> Write {
-        let Table { entries, pool, limits, dirty, number, .. } = &mut *self.table;
+        let Table { entries, pool, limits, dirty, .. } = &mut *self.table;
         let Some(entry) = entries.get_mut(id.slot()) else { return Write::Closed };
-        if entry.generation != id.generation() || *number != id.reactor() || entry.stage != Stage::Made {
+        if entry.id != id || entry.stage != Stage::Made {
             return Write::Closed;
         }
         if !std::mem::replace(&mut entry.dirty, true) {
@@ -291,9 +300,9 @@ impl Link for LoopLink<'_> {
     }
 
     fn visit(&mut self, id: ConnId, act: &mut dyn FnMut(Visited<'_>)) {
-        let Table { entries, pool, limits, dirty, number, .. } = &mut *self.table;
+        let Table { entries, pool, limits, dirty, .. } = &mut *self.table;
         let Some(entry) = entries.get_mut(id.slot()) else { return };
-        if entry.generation != id.generation() || *number != id.reactor() || entry.stage != Stage::Made {
+        if entry.id != id || entry.stage != Stage::Made {
             return;
         }
         act(Visited { connection: &mut entry.connection, pool, limits });

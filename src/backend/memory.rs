@@ -82,6 +82,10 @@ impl Proactor for Memory {
         }
     }
 
+    fn queues_sends(&self) -> bool {
+        true
+    }
+
     fn send(&mut self, id: ConnId, batch: Box<Batch>) -> Option<Sent> {
         self.sent.push((id, batch));
         None

@@ -300,6 +300,10 @@ impl Proactor for Uring {
         self.io.read(id, on, &self.buffers);
     }
 
+    fn queues_sends(&self) -> bool {
+        true
+    }
+
     fn send(&mut self, id: ConnId, batch: Box<Batch>) -> Option<Sent> {
         self.io.send(id, batch)
     }

@@ -62,7 +62,8 @@ fn e9_a_storm_of_signals_loses_nothing(setup: &Setup) {
                 thread::sleep(Duration::from_micros(50));
             }
         });
-        for round in 0..20 {
+        // On a fast machine twenty rounds are over before the storm has come to anything.
+        for round in (0..).take_while(|round| *round < 20 || raw::counted_signals() <= 100) {
             // Peers have the even numbers, connections of the reactor to itself the odd ones.
             let bytes = pattern(round as u64, 100_000);
             let mut peer = server.dial_made(2 * round);
@@ -81,7 +82,6 @@ fn e9_a_storm_of_signals_loses_nothing(setup: &Setup) {
         }
         calm.store(true, SeqCst);
         storm.join().unwrap();
-        assert!(raw::counted_signals() > 100, "{} signals", raw::counted_signals());
     });
 }
 
