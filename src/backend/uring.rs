@@ -154,12 +154,12 @@ struct Io {
     ready: VecDeque<Event<'static>>,
     /// Connections to be armed before the next wait.
     rearm: Vec<ConnId>,
-    /// Connections that found no buffer, in order.
-    parked: VecDeque<ConnId>,
+    /// Connections in line for a small or a large buffer.
+    parked: [VecDeque<ConnId>; 2],
     /// Sends that have been tried once the next enter is over, and those whose enter is over.
     trying: Vec<ConnId>,
     tried: VecDeque<ConnId>,
-    /// Somebody waits for one of them.
+    /// The next wait is not to sleep: somebody waits for one of them, or stands in line.
     hurried: bool,
     /// Spare message headers, for sends in pieces.
     #[allow(clippy::vec_box)] // The kernel is given their addresses, so they must not move.
@@ -213,7 +213,7 @@ impl Uring {
             ports: HashMap::new(),
             ready: VecDeque::new(),
             rearm: Vec::new(),
-            parked: VecDeque::new(),
+            parked: Default::default(),
             trying: Vec::new(),
             tried: VecDeque::new(),
             hurried: false,

@@ -20,6 +20,7 @@ on_every_backend!(
     c12_a_pause_in_a_posted_call_holds_what_came_meanwhile,
     c12_a_resume_in_the_turn_of_the_pause_is_not_forgotten,
     c12_what_comes_little_by_little_is_bounded_too,
+    c12_nobody_waits_behind_those_that_are_paused,
     c13_an_end_while_paused_from_elsewhere_waits_for_the_resume,
 );
 
@@ -141,6 +142,34 @@ fn c12_what_comes_little_by_little_is_bounded_too(setup: &Setup) {
     assert_eq!(data_of(&server, 0), 0, "delivered while paused");
     server.act_on(0, |transport| transport.abort_connection());
     assert_eq!(server.journal.wait_lost(0), "Aborted");
+}
+
+fn c12_nobody_waits_behind_those_that_are_paused(setup: &Setup) {
+    const PAUSED: std::ops::RangeInclusive<usize> = 6..=16;
+    const LAST: usize = 20;
+    let (inside, more_came) = (Gate::default(), Gate::default());
+    let (tell, wait) = (inside.clone(), more_came.clone());
+    let script = Script::new().on_data(move |cx, conn, _| match conn.number {
+        0 => {
+            tell.open();
+            wait.pass();
+        }
+        1 => PAUSED.for_each(|number| cx.transport.to(conn.journal.id(number)).pause_producing()),
+        _ => {}
+    });
+    let few_buffers = setup.builder().uring(setup.uring().buffers(4, 4096));
+    let server = script.serve(setup.build(few_buffers));
+    let mut peers: Vec<_> = (0..=LAST).map(|number| server.dial_made(number)).collect();
+    peers[0].write(b"x");
+    inside.pass();
+    // More than there are buffers, where those are few: the rest stands in line in this order.
+    peers[1..].iter_mut().for_each(|peer| peer.write(b"x"));
+    more_came.open();
+    for number in (0..=LAST).filter(|number| !PAUSED.contains(number)) {
+        assert_eq!(server.journal.wait_bytes(number, 1), b"x");
+    }
+    PAUSED.for_each(|number| server.act_on(number, |transport| transport.resume_producing()));
+    PAUSED.for_each(|number| assert_eq!(server.journal.wait_bytes(number, 1), b"x"));
 }
 
 fn c13_an_end_while_paused_from_elsewhere_waits_for_the_resume(setup: &Setup) {

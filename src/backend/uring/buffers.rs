@@ -12,8 +12,8 @@ use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, m
 
 use super::ring::Ring;
 
-/// The large buffers of a ring: few, so that they stay in the cache.
-const LARGE_COUNT: u16 = 8;
+/// The large buffers of a ring: so few that what is received is still in the cache when it is sent on.
+const LARGE_COUNT: u16 = 2;
 const LARGE_BYTES: u32 = 64 << 10;
 /// Keeps the buffers from falling into the same set of the first-level cache, as strides of a
 /// page would.
@@ -86,9 +86,9 @@ impl Buffers {
         Ok(Self { small, large })
     }
 
-    /// How many small ones there are.
-    pub(super) fn count(&self) -> u16 {
-        self.small.count
+    /// How many of this size there are.
+    pub(super) fn count(&self, size: Size) -> u16 {
+        self.group(size).count
     }
 
     /// Bytes of one of this size.

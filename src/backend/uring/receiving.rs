@@ -113,17 +113,20 @@ impl Io {
     }
 
     /// Arms what waits to be armed: those who lost their receive, then those in line for buffers,
-    /// as many as there are buffers.
+    /// as many as there are buffers. While others are left in line there is no time to sleep.
     pub(super) fn rearm(&mut self, buffers: &Buffers) {
         let mut rearm = std::mem::take(&mut self.rearm);
         rearm.drain(..).for_each(|id| self.arm_receive_if_wanted(id, buffers));
         self.rearm = rearm;
-        for _ in 0..buffers.count() {
-            let Some(id) = self.parked.pop_front() else { return };
-            if let Some(slot) = self.slot(id) {
-                slot.receiving.parked = false;
-                self.arm_receive_if_wanted(id, buffers);
+        for size in [Size::Small, Size::Large] {
+            for _ in 0..buffers.count(size) {
+                let Some(id) = self.parked[size as usize].pop_front() else { break };
+                if let Some(slot) = self.slot(id) {
+                    slot.receiving.parked = false;
+                    self.arm_receive_if_wanted(id, buffers);
+                }
             }
+            self.hurried |= !self.parked[size as usize].is_empty();
         }
     }
 
@@ -154,7 +157,10 @@ impl Io {
         let (outcome, buffer) = (completion.outcome(), buffer(completion, size));
         if let (Ok(len @ 1..), Some(buffer), false) = (outcome, buffer, ending) {
             let other = slot.receiving.learn(size, len, small);
-            if !more && wanted {
+            if !more && wanted && size == Size::Large && len == buffers.bytes(size) {
+                // There is more, very likely; but there are few buffers, and others wait for them.
+                self.park(id);
+            } else if !more && wanted {
                 self.rearm.push(id);
             } else if more && other {
                 self.take_back_receive(id);
@@ -168,6 +174,8 @@ impl Io {
         match outcome.map_err(Errno::raw) {
             Ok(_) => Some(Found::Other(Event::End { id, errno: None })),
             Err(libc::ENOBUFS) => {
+                // Arming again at once would spin.
+                self.counters.add(Count::NoBuffers, 1);
                 self.park(id);
                 None
             }
@@ -181,12 +189,12 @@ impl Io {
         }
     }
 
-    /// No buffer was free. Arming again at once would spin; so it stands in line.
+    /// Puts a connection at the end of the line for buffers.
     fn park(&mut self, id: ConnId) {
-        self.counters.add(Count::NoBuffers, 1);
         if let Some(slot) = self.slot(id) {
             slot.receiving.parked = true;
-            self.parked.push_back(id);
+            let size = slot.receiving.size;
+            self.parked[size as usize].push_back(id);
         }
     }
 }
