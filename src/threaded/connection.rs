@@ -334,17 +334,17 @@ impl ThreadConnection {
     /// that has been reset already ends with that, after what came before.
     pub(super) fn serve(&self, duty: &mut Duty, reset: Option<Errno>) -> Reason {
         self.wire.counters().add(Count::Made, 1);
-        drop(self.tell(self.lock(), duty, ProtocolEvent::Made));
+        let mut state = self.tell(self.lock(), duty, ProtocolEvent::Made);
         self.made.store(true, SeqCst);
         let mut buffer = vec![0; BUFFER_BYTES];
-        while let Some(room) = self.settle(duty) {
+        while let Some(room) = self.settle(state, duty) {
             let room = room.min(buffer.len());
             let received = match (self.wire.receive(&mut buffer[..room]), reset) {
                 // Whoever saw the reset has taken the error off the socket, which says FIN now.
                 (Ok(0), Some(errno)) => Err(errno),
                 (received, _) => received,
             };
-            self.arrived(duty, received.map(|n| &buffer[..n]));
+            state = self.arrived(duty, received.map(|n| &buffer[..n]));
             if received == Ok(buffer.len()) && buffer.len() < BUFFER_BYTES_MAX {
                 buffer = vec![0; 2 * buffer.len()];
             }
@@ -354,8 +354,7 @@ impl ThreadConnection {
 
     /// Works until there is nothing to do but to receive; so many bytes at most. None if the
     /// connection is over.
-    fn settle(&self, duty: &mut Duty) -> Option<usize> {
-        let mut state = self.lock();
+    fn settle<'a>(&'a self, mut state: MutexGuard<'a, State>, duty: &mut Duty) -> Option<usize> {
         loop {
             state = self.work(state, duty, Worker::Reader);
             if duty.has_errands() {
@@ -378,18 +377,19 @@ impl ThreadConnection {
     }
 
     /// Takes the baton, and what came from the kernel.
-    fn arrived(&self, duty: &mut Duty, received: Result<&[u8], Errno>) {
+    fn arrived(&self, duty: &mut Duty, received: Result<&[u8], Errno>) -> MutexGuard<'_, State> {
         let mut state = self.take_baton();
         match received {
             Ok(data) if !data.is_empty() => {
                 if state.connection.received(data, self.shared.limits()) == Arrival::Deliver {
-                    drop(self.tell(state, duty, ProtocolEvent::Data(data)));
+                    state = self.tell(state, duty, ProtocolEvent::Data(data));
                 }
             }
             Ok(_) => state.read_ended(None, self.is_stopping()),
             Err(errno) if errno.raw() == libc::EINTR => {}
             Err(errno) => state.read_ended(Some(errno), self.is_stopping()),
         }
+        state
     }
 
     fn is_stopping(&self) -> bool {
@@ -434,6 +434,10 @@ impl ThreadConnection {
 
 impl State {
     fn step(&mut self, limits: &Limits, may_send: bool) -> Step {
+        // The usual way asks for no clock, which would cost more than all the rest of it.
+        if may_send && let Some(batch) = self.connection.next_batch_if_calm() {
+            return batch.map_or(Step::Idle, Step::Send);
+        }
         self.connection.step(Instant::now(), limits, &mut self.pool, may_send)
     }
 
