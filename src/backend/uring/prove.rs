@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
 
 use super::Uring;
 use crate::{
@@ -20,6 +20,9 @@ use crate::{
 
 /// How long a round trip may take before the tier counts as broken.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// A socket's room in the proof, and more than fits into that.
+const ROOM: usize = 4 << 10;
+const TOO_MUCH: usize = 256 << 10;
 
 /// The best tier that works with these options.
 pub(crate) fn prove(options: &UringOptions) -> Result<Tier, Denial> {
@@ -45,6 +48,7 @@ fn round_trip(options: &UringOptions, tier: Tier) -> io::Result<()> {
     let waker = Arc::new(Waker::new()?);
     let mut uring = Uring::open(options, tier, Arc::default(), waker)?;
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)?;
+    setsockopt(&ours, sockopt::SndBuf, &ROOM)?;
     let (sender, receiver) = (ConnId::new(0, 1, 0), ConnId::new(0, 2, 1));
     uring.adopt(sender, socket(&uring, options, ours, 0)?);
     uring.adopt(receiver, socket(&uring, options, theirs, 1)?);
@@ -53,12 +57,33 @@ fn round_trip(options: &UringOptions, tier: Tier) -> io::Result<()> {
     batch.push(b"ringspun");
     uring.send(sender, batch);
     let received = wait_for_data(&mut uring)?;
+    prove_short_send(&mut uring, sender)?;
     if options.direct {
         prove_direct(&mut uring, sender)?;
     }
     uring.close(sender, false);
     uring.close(receiver, false);
     if received { Ok(()) } else { Err(io::Error::from(io::ErrorKind::TimedOut)) }
+}
+
+/// A send that is heard of only if it fails must be heard of where there is no room for all of it: what is not would be
+/// lost.
+fn prove_short_send(uring: &mut Uring, id: ConnId) -> io::Result<()> {
+    let mut batch = Box::<Batch>::default();
+    batch.push(&[0; TOO_MUCH]);
+    uring.send(id, batch);
+    let start = Instant::now();
+    while start.elapsed() < PATIENCE {
+        uring.hurry(id);
+        uring.wait(PATIENCE)?;
+        while let Some((event, _)) = uring.next() {
+            if let Event::Sent { sent, .. } = event {
+                let heard = sent.bytes < TOO_MUCH && sent.errno.is_none();
+                return heard.then_some(()).ok_or_else(|| io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+            }
+        }
+    }
+    Err(io::Error::from(io::ErrorKind::TimedOut))
 }
 
 /// Direct descriptors also need lending (Linux 6.8) and socket options through the ring (6.7): without
