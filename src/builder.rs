@@ -9,6 +9,7 @@ use crate::{
     options::{Backend, BackendInfo, Config, UringOptions},
     reactor::{Core, Reactor, take_number},
     sys,
+    thread_pool::THREADS_MAX,
 };
 
 /// The environment variable that decides where the program said [`Backend::Auto`].
@@ -23,7 +24,12 @@ pub struct ReactorBuilder {
 
 impl Default for ReactorBuilder {
     fn default() -> Self {
-        let config = Config { limits: Limits::default(), uring: UringOptions::default(), signals: true };
+        let config = Config {
+            limits: Limits::default(),
+            uring: UringOptions::default(),
+            signals: true,
+            thread_pool_size: THREADS_MAX,
+        };
         Self { backend: Backend::Auto, config }
     }
 }
@@ -58,6 +64,13 @@ impl ReactorBuilder {
     /// Whether SIGINT and SIGTERM stop this reactor; they do unless an embedder says `false`.
     pub fn signals(mut self, signals: bool) -> Self {
         self.config.signals = signals;
+        self
+    }
+
+    /// How many threads at most do the work of [`Reactor::call_in_thread`] (Twisted's `suggestThreadPoolSize`): 10, unless said
+    /// otherwise, and at least one.
+    pub fn thread_pool_size(mut self, threads: usize) -> Self {
+        self.config.thread_pool_size = threads;
         self
     }
 

@@ -3,6 +3,8 @@
 //!
 //! No system calls, no clock and no unsafe here: the same machine runs under every backend.
 
+mod producing;
+
 use std::time::Instant;
 
 use crate::{
@@ -12,6 +14,9 @@ use crate::{
     reason::{LimitKind, Loss, Reason, Timeout},
     timer::deadline_after,
 };
+
+use self::producing::Producing;
+pub use self::producing::{AnyProducer, NotRegistered, Produce};
 
 /// What a driver has to do next for a connection.
 #[derive(Debug)]
@@ -28,6 +33,8 @@ pub enum Step {
     Deliver(Vec<u8>),
     /// Call `read_connection_lost`.
     ReadLost,
+    /// Tell the producer, and give it back by [`Connection::producer_told`].
+    Produce(Produce, AnyProducer),
     /// Send this.
     Send(Box<Batch>),
     /// Start or stop receiving.
@@ -66,6 +73,8 @@ enum End {
 enum Phase {
     /// Both directions as the user left them.
     Open,
+    /// To be closed once the producer is unregistered. Input is thrown away.
+    Producing,
     /// To be closed once all output is handed over. Input is thrown away.
     Flushing,
     /// FIN is sent; input is thrown away until the peer's FIN or a limit, since closing a socket
@@ -104,14 +113,17 @@ pub struct Connection {
     lost_told: bool,
 }
 
-/// What a connection has only while it is paused or ends.
+/// What a connection has only while it is paused, has a producer, or ends.
 #[derive(Debug, Default)]
 struct Rare {
     /// What arrived while it was paused.
     held: Vec<u8>,
+    /// What is held was given back by a protocol that wants to see more of it.
+    waits_for_more: bool,
     reason: Option<Reason>,
     deadline: Option<Instant>,
     drained: usize,
+    producing: Option<Producing>,
 }
 
 impl Connection {
@@ -137,6 +149,11 @@ impl Connection {
 
     fn holds_data(&self) -> bool {
         self.rare.as_ref().is_some_and(|rare| !rare.held.is_empty())
+    }
+
+    /// Whether it holds what is to be delivered before anything else.
+    fn owes_data(&self) -> bool {
+        self.holds_data() && self.rare.as_ref().is_some_and(|rare| !rare.waits_for_more)
     }
 }
 
@@ -169,7 +186,7 @@ impl Connection {
         if let WriteHalf::Broken(errno) = self.write_half {
             self.finish(Reason::Lost(Loss::Errno(errno)), false);
         } else if self.phase == Phase::Open {
-            self.phase = Phase::Flushing;
+            self.phase = if self.has_producer() { Phase::Producing } else { Phase::Flushing };
             let rare = self.rare();
             rare.held = Vec::new();
             rare.reason.get_or_insert(Reason::Done);
@@ -206,6 +223,19 @@ impl Connection {
     /// `resume_producing`.
     pub fn resume(&mut self) {
         self.paused = false;
+        if let Some(rare) = &mut self.rare {
+            rare.waits_for_more = false;
+        }
+    }
+
+    /// Takes back bytes that were delivered: they come again, before all others, on resume or else with what arrives next.
+    pub fn unread(&mut self, data: &[u8]) {
+        if self.phase == Phase::Open && !data.is_empty() {
+            let paused = self.paused;
+            let rare = self.rare();
+            rare.held.splice(..0, data.iter().copied());
+            rare.waits_for_more = !paused;
+        }
     }
 
     /// Bytes that the kernel has not taken.
@@ -227,6 +257,7 @@ impl Connection {
     #[inline]
     pub fn takes_output(&mut self, limits: &Limits) -> bool {
         let open = matches!(self.phase, Phase::Open) & matches!(self.write_half, WriteHalf::Open);
+        let open = open || self.takes_producers_output();
         let too_much = open & (self.output.unsent() > limits.output_max);
         if too_much {
             self.output_too_long();
@@ -261,7 +292,9 @@ impl Connection {
         match self.phase {
             Phase::Open if !self.paused && !self.holds_data() => Arrival::Deliver,
             Phase::Open => {
-                self.rare().held.extend_from_slice(data);
+                let rare = self.rare();
+                rare.held.extend_from_slice(data);
+                rare.waits_for_more = false;
                 Arrival::Held
             }
             Phase::Draining => {
@@ -293,6 +326,7 @@ impl Connection {
         limits: &Limits,
     ) {
         self.output.came_back(batch, n, pool, limits.output_low);
+        self.mind_producer(n);
         if let Some(errno) = failed {
             self.send_failed(errno, pool);
         }
@@ -305,7 +339,9 @@ impl Connection {
             Phase::Open if peer_is_gone(errno) && self.end.is_none() => {
                 self.write_half = WriteHalf::Broken(errno);
             }
-            Phase::Open | Phase::Flushing => self.finish(Reason::Lost(Loss::Errno(errno)), false),
+            Phase::Open | Phase::Producing | Phase::Flushing => {
+                self.finish(Reason::Lost(Loss::Errno(errno)), false);
+            }
             _ => {}
         }
     }
@@ -327,6 +363,7 @@ impl Connection {
             return Step::Idle;
         }
         self.step_callback()
+            .or_else(|| self.step_producer())
             .or_else(|| self.step_output(now, limits, may_send))
             .or_else(|| self.step_input())
             .unwrap_or(Step::Idle)
@@ -340,7 +377,7 @@ impl Connection {
     /// Whether something is to happen as soon as the batch in flight comes back.
     pub fn waits_for_batch(&self) -> bool {
         let closing = self.phase != Phase::Open || self.write_half == WriteHalf::Ending;
-        self.output.in_flight() && (closing || self.output.is_waiting())
+        self.output.in_flight() && (closing || self.output.is_waiting() || self.pulls())
     }
 
     /// Why the connection ends, for `connection_lost`.
@@ -373,12 +410,16 @@ impl Connection {
     }
 
     fn mind_deadline(&mut self, now: Instant, limits: &Limits) {
-        if self.phase == Phase::Flushing && self.deadline().is_none() {
+        // A producer may take its time, but a peer that does not read what it has written may not.
+        let flushing =
+            self.phase == Phase::Flushing || (self.phase == Phase::Producing && !self.output.is_flushed());
+        if flushing && self.deadline().is_none() {
             self.rare().deadline = Some(deadline_after(now, limits.close_timeout));
         }
         if self.deadline().is_some_and(|deadline| deadline <= now) {
             match self.phase {
-                Phase::Flushing => self.finish(Reason::TimedOut(Timeout::Close), true),
+                Phase::Producing if self.output.is_flushed() => self.rare().deadline = None,
+                Phase::Producing | Phase::Flushing => self.finish(Reason::TimedOut(Timeout::Close), true),
                 Phase::Draining => self.phase = Phase::Ended { reset: false },
                 _ => {}
             }
@@ -390,7 +431,7 @@ impl Connection {
     fn mind_broken(&mut self) {
         if let WriteHalf::Broken(errno) = self.write_half
             && self.phase == Phase::Open
-            && (self.paused || (self.end.is_some() && !self.holds_data()))
+            && (self.paused || (self.end.is_some() && !self.owes_data()))
         {
             self.finish(Reason::Lost(Loss::Errno(errno)), false);
         }
@@ -398,13 +439,13 @@ impl Connection {
 
     /// Acts on the end of receiving once all that came before it has been delivered.
     fn mind_end(&mut self) {
-        if self.phase != Phase::Open || self.paused || self.holds_data() {
+        if self.phase != Phase::Open || self.paused || self.owes_data() {
             return;
         }
         match self.end {
             Some(End::Errno(errno)) => self.finish(Reason::Lost(Loss::Errno(errno)), false),
             Some(End::Eof) if self.half_closeable => self.mind_half_close(),
-            Some(End::Eof) => self.lose(),
+            Some(End::Eof) => self.peer_is_done(),
             None => {}
         }
     }
@@ -415,10 +456,18 @@ impl Connection {
             (Phase::Flushing | Phase::Draining, Some(_)) if self.output.is_flushed() => {
                 self.phase = Phase::Ended { reset: false };
             }
-            (Phase::Flushing, Some(End::Errno(errno))) => {
+            (Phase::Producing | Phase::Flushing, Some(End::Errno(errno))) => {
                 self.finish(Reason::Lost(Loss::Errno(errno)), false);
             }
             _ => {}
+        }
+    }
+
+    /// The peer's FIN ends the connection, once what was written by then has been handed over: producer or not.
+    fn peer_is_done(&mut self) {
+        self.lose();
+        if self.phase == Phase::Producing {
+            self.phase = Phase::Flushing;
         }
     }
 
@@ -430,6 +479,9 @@ impl Connection {
     }
 
     fn step_ended(&mut self, reset: bool, pool: &mut Pool) -> Step {
+        if let Some(stop) = self.step_stop_producer() {
+            return stop;
+        }
         if !self.lost_told {
             self.lost_told = true;
             self.output.discard(pool);
@@ -442,17 +494,21 @@ impl Connection {
 
     fn step_callback(&mut self) -> Option<Step> {
         if self.output.take_pause() {
+            self.owe_producer(Produce::Pause);
             return Some(Step::PauseWriting);
         }
         if self.output.take_resume() {
+            self.owe_producer(Produce::Resume);
             return Some(Step::ResumeWriting);
         }
         if self.phase != Phase::Open || self.paused {
             return None;
         }
-        if self.holds_data() {
-            // It is open, so it has no deadline and no reason yet: nothing else is rare about it.
-            return self.rare.take().map(|rare| Step::Deliver(rare.held));
+        if self.owes_data() {
+            let held = std::mem::take(&mut self.rare().held);
+            // It is open, so it has no deadline and no reason yet: only a producer may be rare about it.
+            self.rare.take_if(|rare| rare.producing.is_none());
+            return Some(Step::Deliver(held));
         }
         if self.end == Some(End::Eof) && self.half_closeable && !self.read_lost_told {
             self.read_lost_told = true;
@@ -475,7 +531,7 @@ impl Connection {
                 self.phase = Phase::Draining;
                 self.rare().deadline = Some(deadline_after(now, limits.drain_timeout));
             }
-            (Phase::Open, WriteHalf::Ending) => {}
+            (Phase::Open, WriteHalf::Ending) if !self.has_producer() => {}
             _ => return None,
         }
         self.write_half = WriteHalf::Shut;

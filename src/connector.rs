@@ -116,6 +116,7 @@ pub struct Connector {
 }
 
 /// A connector, as long as somebody else holds it.
+#[derive(Debug)]
 pub(crate) struct WeakConnector(Weak<Shared>);
 
 impl WeakConnector {

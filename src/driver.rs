@@ -13,6 +13,7 @@ use crate::{
     port::Port,
     reactor::{Command, Reactor, ReactorCall, State},
     signals,
+    system_event::{Phase, SystemEvent},
     timer::Due,
 };
 
@@ -43,6 +44,22 @@ pub(crate) trait Driver {
     fn release_host(&mut self, host: HostKey);
     /// Minds what its other threads, if it has any, have left for it.
     fn run_notes(&mut self) {}
+
+    /// Whether a stop was asked for, and nobody holds it up.
+    fn stop_is_due(&self) -> bool {
+        let core = &self.reactor().core;
+        core.state() == State::Stopping && !core.system_events.is_stop_held()
+    }
+
+    /// Calls all that is to come before a stop that was asked for, and begins the stop, unless somebody holds it up.
+    fn begin_stop(&self) -> bool {
+        let core = &self.reactor().core;
+        if core.state() != State::Stopping {
+            return false;
+        }
+        call_triggers(self.reactor(), SystemEvent::Shutdown, Phase::Before);
+        core.system_events.begin_stop()
+    }
 
     /// Runs what is due; answers whether more is.
     fn run_timers(&mut self) -> bool {
@@ -130,6 +147,13 @@ impl OpenPort {
 /// Makes a call that concerns nobody but the reactor.
 pub(crate) fn make_call(reactor: &Reactor, call: ReactorCall) {
     let _ = caught(|| call(reactor));
+}
+
+/// Calls the triggers of this moment.
+pub(crate) fn call_triggers(reactor: &Reactor, event: SystemEvent, phase: Phase) {
+    for call in reactor.core.system_events.take(event, phase) {
+        make_call(reactor, call);
+    }
 }
 
 /// Tells everybody who wants to know that a port has ended, or has never opened.

@@ -19,17 +19,20 @@ use slab::Slab;
 
 use crate::{
     backend::{Event, Proactor, Sent},
-    connection::{Arrival, Step},
-    driver::{Driver, OpenPort, WAIT_MAX, make_call},
+    connection::{AnyProducer, Arrival, Produce, Step},
+    driver::{Driver, OpenPort, WAIT_MAX, call_triggers, make_call},
     error::Error,
-    host::{Env, FactoryEvent, Host, HostSeed, Panicked, ProtocolEvent, drop_quietly},
+    host::{Env, FactoryEvent, Host, HostSeed, Panicked, ProtocolEvent, caught, drop_quietly},
     id::{ConnId, HostKey, PortKey},
+    producer,
     protocol::ErasedCall,
     reactor::{Command, Core, Reactor, State, TimerCall},
     reason::{Loss, Reason},
     stats::{Count, Counters},
+    system_event::{Phase, SystemEvent},
     table::{LoopLink, Stage, Table},
     timer::{Due, TimerQueue},
+    transport::Transport,
 };
 
 use self::connecting::Attempts;
@@ -118,6 +121,7 @@ impl EventLoop {
     fn collapse(&mut self, error: Error) {
         log::error!("{error}; the reactor ends");
         self.core().change_state(State::Running, State::Stopping);
+        self.core().system_events.give_up_hope();
         self.mind_stop();
         while self.table.has_dirty() {
             self.settle_dirty();
@@ -157,7 +161,7 @@ impl EventLoop {
     }
 
     fn timeout(&mut self) -> Duration {
-        let stop = !self.stopping && self.core().state() == State::Stopping;
+        let stop = !self.stopping && self.stop_is_due();
         if stop || self.table.has_dirty() || self.core().has_commands() {
             return Duration::ZERO;
         }
@@ -168,7 +172,7 @@ impl EventLoop {
 
     /// Begins to stop, once: ports close, attempts fail, connections are lost.
     fn mind_stop(&mut self) {
-        if self.stopping || self.core().state() != State::Stopping {
+        if self.stopping || !self.begin_stop() {
             return;
         }
         self.stopping = true;
@@ -180,6 +184,7 @@ impl EventLoop {
             }
             self.table.mark_dirty(id);
         }
+        call_triggers(&self.reactor, SystemEvent::Shutdown, Phase::During);
     }
 }
 
@@ -452,6 +457,7 @@ impl EventLoop {
                 Step::ResumeWriting => self.tell(id, ProtocolEvent::ResumeWriting),
                 Step::Deliver(held) => self.tell(id, ProtocolEvent::Data(&held)),
                 Step::ReadLost => self.tell(id, ProtocolEvent::ReadLost),
+                Step::Produce(what, producer) => self.produce(id, what, producer),
                 Step::Send(batch) => {
                     if let Some(sent) = self.backend.send(id, batch) {
                         may_send = false;
@@ -471,6 +477,20 @@ impl EventLoop {
             self.backend.hurry(id);
         }
         self.mind_deadline(id);
+    }
+
+    fn produce(&mut self, id: ConnId, what: Produce, mut producer: AnyProducer) {
+        let mut link = LoopLink { table: &mut self.table, sockets: self.backend.sockets() };
+        let told = caught(|| producer::tell(&mut producer, &mut Transport::new(&mut link, id), what));
+        if let Err(text) = told {
+            end_after_panic(&mut self.table, id, text);
+            return drop_quietly(producer);
+        }
+        let entry = self.table.get(id);
+        drop_quietly(match entry {
+            Some(entry) => entry.connection.producer_told(producer),
+            None => Some(producer),
+        });
     }
 
     fn close(&mut self, id: ConnId, reset: bool) {

@@ -234,12 +234,18 @@ impl<F: Factory> FactoryCx<'_, F> {
     where
         C: FnOnce(&mut F, &mut FactoryCx<'_, F>) + Send + 'static,
     {
+        self.reactor.schedule(delay, TimerCall::Factory(self.host, self.erase(call)))
+    }
+
+    pub(crate) fn erase<C>(&self, call: C) -> ErasedCall
+    where
+        C: FnOnce(&mut F, &mut FactoryCx<'_, F>) + Send + 'static,
+    {
         let call: ErasedCall = Box::new(FactoryCall::<F>(Box::new(call)));
-        let call = match self.wrap {
+        match self.wrap {
             Some(wrap) => wrap(call),
             None => call,
-        };
-        self.reactor.schedule(delay, TimerCall::Factory(self.host, call))
+        }
     }
 }
 

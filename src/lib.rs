@@ -53,19 +53,25 @@
 //! | `reactor.listenTCP(port, factory, backlog, interface)` | [`Reactor::listen_tcp`] with [`ListenOptions`] |
 //! | `reactor.connectTCP(host, port, factory, timeout, bindAddress)` | [`Reactor::connect_tcp`] with [`ConnectOptions`] |
 //! | `reactor.callLater`, `IDelayedCall` | [`Reactor::call_later`], [`Cx::call_later`], [`FactoryCx::call_later`], [`DelayedCall`] |
+//! | `reactor.addSystemEventTrigger`, `removeSystemEventTrigger`; a trigger's Deferred | [`Reactor::add_system_event_trigger`], [`SystemEventTrigger::remove`]; [`Reactor::hold_stop`] |
+//! | `reactor.callInThread`, `deferToThread`, `suggestThreadPoolSize` | [`Reactor::call_in_thread`], [`Cx::call_in_thread`], [`FactoryCx::call_in_thread`], [`ReactorBuilder::thread_pool_size`] |
 //! | `reactor.callWhenRunning`, `callFromThread` | [`Reactor::call_when_running`], [`Reactor::call_from_thread`] |
 //! | `Protocol.makeConnection`, `connectionMade` | [`Protocol::connection_made`] |
 //! | `Protocol.dataReceived`, `connectionLost` | [`Protocol::data_received`], [`Protocol::connection_lost`] |
 //! | `IHalfCloseableProtocol.readConnectionLost` | [`Protocol::read_connection_lost`] with [`Protocol::HALF_CLOSEABLE`] |
 //! | `IPushProducer.pauseProducing` called on a protocol's writer | [`Protocol::pause_writing`], [`Protocol::resume_writing`] |
+//! | `LineReceiver`, `LineOnlyReceiver`, `Int8StringReceiver` and the like, `NetstringReceiver` | the traits of [`protocols`] |
 //! | `Factory.buildProtocol`, `startFactory`, `stopFactory` | [`Factory`] |
 //! | `ClientFactory.startedConnecting`, `clientConnectionFailed`, `clientConnectionLost` | [`ClientFactory`] |
+//! | `ReconnectingClientFactory` | a [`Reconnector`] in the factory |
 //! | `factory.protocol = Echo` | [`Serve`] |
 //! | `WrappingFactory`, `ProtocolWrapper` | [`WrappingFactory`] |
 //! | `self.transport`, `self.factory` | [`Cx::transport`], [`Cx::factory`] |
 //! | `transport.write`, `writeSequence` | [`Transport::write`], [`Transport::write_sequence`] |
 //! | `transport.loseConnection`, `loseWriteConnection`, `abortConnection` | [`Transport::lose_connection`], [`Transport::lose_write_connection`], [`Transport::abort_connection`] |
 //! | `transport.pauseProducing`, `resumeProducing` | [`Transport::pause_producing`], [`Transport::resume_producing`] |
+//! | `transport.registerProducer`, `unregisterProducer` | [`Transport::register_producer`], [`Transport::unregister_producer`] |
+//! | `IPushProducer`, `IPullProducer`, `FileSender` | [`Producer`] with [`Production::Push`] or [`Production::Pull`], [`FileSender`] |
 //! | `transport.getPeer`, `getHost` | [`Transport::get_peer`], [`Transport::get_host`] |
 //! | `transport.setTcpNoDelay`, `setTcpKeepAlive` | [`Transport::set_tcp_no_delay`], [`Transport::set_tcp_keep_alive`] |
 //! | an exception in a callback | a panic, or [`Transport::fail`] |
@@ -81,8 +87,10 @@
 mod address;
 mod backend;
 mod builder;
+mod call_in_thread;
 mod connection;
 mod connector;
+mod crew;
 mod delayed_call;
 mod driver;
 mod error;
@@ -95,15 +103,20 @@ mod limits;
 mod options;
 mod output;
 mod port;
+mod producer;
 mod protocol;
+pub mod protocols;
 mod reactor;
 mod reason;
+mod reconnector;
 mod resolve;
 mod run;
 mod signals;
 mod stats;
 mod sys;
+mod system_event;
 mod table;
+mod thread_pool;
 mod threaded;
 mod timer;
 mod transport;
@@ -111,6 +124,7 @@ mod wrapper;
 
 pub use address::Address;
 pub use builder::ReactorBuilder;
+pub use call_in_thread::ThreadError;
 pub use connector::{ConnectOptions, Connector, ConnectorError, ConnectorState};
 pub use delayed_call::{DelayedCall, DelayedCallError};
 pub use error::{Errno, Error};
@@ -121,10 +135,13 @@ pub use limits::Limits;
 pub use options::{Backend, BackendInfo, Tier, UringOptions, WaitPolicy};
 pub use output::{Write, Writer};
 pub use port::{ListenOptions, Port};
+pub use producer::{AlreadyProducing, FileSender, Producer, Production};
 pub use protocol::{Cx, Protocol};
 pub use reactor::{Reactor, ReactorHandle};
 pub use reason::{BoxError, ConnectError, LimitKind, Loss, Reason, Timeout};
+pub use reconnector::Reconnector;
 pub use stats::{Count, Stats, Syscall};
+pub use system_event::{Phase, StopHold, SystemEvent, SystemEventTrigger};
 pub use transport::{Connections, Transport};
 pub use wrapper::WrappingFactory;
 
@@ -132,7 +149,7 @@ pub use wrapper::WrappingFactory;
 #[doc(hidden)]
 pub mod internals {
     pub use crate::{
-        connection::{Arrival, Connection, Step},
+        connection::{AnyProducer, Arrival, Connection, NotRegistered, Produce, Step},
         output::{Batch, Output, Pool},
         timer::{Mark, TimerKey, TimerQueue, deadline_after},
     };

@@ -234,4 +234,5 @@ pub(crate) struct Config {
     pub(crate) limits: Limits,
     pub(crate) uring: UringOptions,
     pub(crate) signals: bool,
+    pub(crate) thread_pool_size: usize,
 }

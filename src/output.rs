@@ -202,6 +202,16 @@ impl Output {
         self.in_flight
     }
 
+    /// Whether it has gone above the high mark and not come down to the low one.
+    pub fn is_full(&self) -> bool {
+        self.full
+    }
+
+    /// Whether `pause_writing` is due.
+    pub fn owes_pause(&self) -> bool {
+        self.pause_due
+    }
+
     /// Whether nothing is left to send and nothing is in flight.
     pub fn is_flushed(&self) -> bool {
         !self.in_flight && self.gathering.is_none()

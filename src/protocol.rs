@@ -129,7 +129,7 @@ impl<F: Factory> Cx<'_, F> {
         self.reactor.push(Command::Post(id, call));
     }
 
-    fn erase<C>(&self, call: C) -> ErasedCall
+    pub(crate) fn erase<C>(&self, call: C) -> ErasedCall
     where
         C: FnOnce(&mut F::Protocol, &mut Cx<'_, F>) + Send + 'static,
     {

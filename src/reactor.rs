@@ -27,6 +27,8 @@ use crate::{
     protocol::ErasedCall,
     stats::{Counters, Stats, Syscall},
     sys::Waker,
+    system_event::SystemEvents,
+    thread_pool::ThreadPool,
     timer::{TimerKey, TimerQueue, deadline_after},
 };
 
@@ -85,6 +87,9 @@ pub(crate) struct Core {
     pub(crate) info: BackendInfo,
     pub(crate) counters: Arc<Counters>,
     pub(crate) waker: Arc<Waker>,
+    /// For work that blocks.
+    pub(crate) threads: ThreadPool,
+    pub(crate) system_events: SystemEvents,
     state: AtomicU8,
     inbox: Mutex<VecDeque<Command>>,
     timers: Mutex<TimerQueue<TimerCall>>,
@@ -121,6 +126,8 @@ impl Core {
     pub(crate) fn new(number: u8, config: Config, info: BackendInfo, waker: Waker) -> Self {
         Self {
             number,
+            threads: ThreadPool::new("ringspun-thread", config.thread_pool_size),
+            system_events: SystemEvents::default(),
             config,
             info,
             counters: Arc::default(),

@@ -1,46 +1,31 @@
 //! Names into addresses, off the reactor's thread: getaddrinfo(3) blocks.
 //!
-//! At most ten names of a process are resolved at once, as in Twisted's thread pool; others wait
-//! their turn. The threads end when nobody waits.
+//! All reactors of a process share one pool for it, which is not theirs: a name server that does not answer takes no
+//! thread from a program's own work, and `run` does not wait for it.
 
 use std::{
-    collections::VecDeque,
     io,
-    net::ToSocketAddrs,
-    sync::{Arc, Mutex, PoisonError, Weak},
-    thread,
+    net::{SocketAddr, ToSocketAddrs},
+    sync::{Arc, LazyLock, Weak},
 };
 
 use crate::{
     connector::{Attempt, Connector, WeakConnector},
     reactor::{Command, Core, Reactor},
+    thread_pool::{THREADS_MAX, ThreadPool},
 };
 
-const THREADS_MAX: usize = 10;
-
-static WAITING: Mutex<Waiting> = Mutex::new(Waiting { jobs: VecDeque::new(), threads: 0 });
-
-struct Waiting {
-    jobs: VecDeque<Job>,
-    threads: usize,
-}
+static THREADS: LazyLock<ThreadPool> = LazyLock::new(|| ThreadPool::new("ringspun-resolve", THREADS_MAX));
 
 /// Holds on to nothing: getaddrinfo may take longer than the reactor lives.
-struct Job {
+struct Question {
     core: Weak<Core>,
     connector: WeakConnector,
     attempt: Attempt,
-    name: String,
-    port: u16,
 }
 
-impl Job {
-    fn run(self) {
-        let addresses = (self.name.as_str(), self.port).to_socket_addrs().map(Iterator::collect);
-        self.answer(addresses);
-    }
-
-    fn answer(self, addresses: io::Result<Vec<std::net::SocketAddr>>) {
+impl Question {
+    fn answer(self, addresses: io::Result<Vec<SocketAddr>>) {
         if let (Some(core), Some(connector)) = (self.core.upgrade(), self.connector.upgrade()) {
             Reactor { core }.push(Command::Resolved(connector, self.attempt, addresses));
         }
@@ -50,42 +35,11 @@ impl Job {
 /// Resolves a name; the answer is a [`Command::Resolved`].
 pub(crate) fn start(reactor: &Reactor, connector: &Connector, attempt: Attempt, name: String, port: u16) {
     let (core, connector) = (Arc::downgrade(&reactor.core), connector.downgrade());
-    let job = Job { core, connector, attempt, name, port };
-    let mut waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
-    waiting.jobs.push_back(job);
-    if waiting.threads == THREADS_MAX {
-        return;
-    }
-    waiting.threads += 1;
-    drop(waiting);
-    let spawned = thread::Builder::new().name("ringspun-resolve".to_owned()).spawn(run_jobs);
-    if let Err(error) = spawned {
-        no_thread(&error);
-    }
-}
-
-fn run_jobs() {
-    while let Some(job) = next_job() {
-        job.run();
-    }
-}
-
-fn next_job() -> Option<Job> {
-    let mut waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
-    let job = waiting.jobs.pop_front();
-    if job.is_none() {
-        waiting.threads -= 1;
-    }
-    job
-}
-
-/// If no thread at all could be had, those who wait are told; else the others see to them.
-fn no_thread(error: &io::Error) {
-    let mut waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
-    waiting.threads -= 1;
-    let jobs = if waiting.threads == 0 { std::mem::take(&mut waiting.jobs) } else { VecDeque::new() };
-    drop(waiting);
-    for job in jobs {
-        job.answer(Err(io::Error::new(error.kind(), error.to_string())));
-    }
+    let question = Question { core, connector, attempt };
+    let job = Box::new(move |thread: io::Result<()>| {
+        let addresses = thread.and_then(|()| (name.as_str(), port).to_socket_addrs());
+        question.answer(addresses.map(Iterator::collect));
+    });
+    // This pool is never closed.
+    let _ = THREADS.start(job);
 }

@@ -5,6 +5,7 @@ use std::{any::type_name, sync::Arc};
 use crate::{
     backend::{self, Proactor},
     connector::{ConnectOptions, Connector},
+    driver::call_triggers,
     error::Error,
     event_loop,
     factory::{ClientFactory, Factory},
@@ -16,6 +17,7 @@ use crate::{
     reactor::{Command, Reactor, State},
     signals::Subscription,
     sys::Listener,
+    system_event::{Phase, SystemEvent},
     threaded,
 };
 
@@ -41,7 +43,17 @@ impl Reactor {
         if !core.change_state(State::New, State::Running) {
             return Err(Error::AlreadyRunning);
         }
+        call_triggers(self, SystemEvent::Startup, Phase::Before);
+        call_triggers(self, SystemEvent::Startup, Phase::During);
+        for call in core.system_events.take(SystemEvent::Startup, Phase::After) {
+            self.push(Command::Call(call));
+        }
         let ended = run(self);
+        core.threads.close().into_iter().for_each(drop_quietly);
+        core.threads.join();
+        if core.system_events.has_stop_begun() {
+            call_triggers(self, SystemEvent::Shutdown, Phase::After);
+        }
         core.change_state(State::Running, State::Stopping);
         core.change_state(State::Stopping, State::Stopped);
         end_the_rest(self);
@@ -159,6 +171,7 @@ fn end_the_rest(reactor: &Reactor) {
     let core = &reactor.core;
     let timers = std::mem::take(&mut *core.timers());
     timers.into_values().for_each(drop_quietly);
+    core.system_events.take_rest().into_iter().for_each(drop_quietly);
     let mut commands = Default::default();
     core.take_inbox(&mut commands);
     for command in commands {

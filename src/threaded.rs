@@ -33,13 +33,14 @@ use std::{
 
 use crate::{
     backend::threads::doors::Doors,
-    driver::{Driver, OpenPort, WAIT_MAX, make_call},
+    driver::{Driver, OpenPort, WAIT_MAX, call_triggers, make_call},
     error::Error,
     host::{FactoryEvent, drop_quietly},
     id::{ConnId, HostKey, PortKey},
     reactor::{Command, Core, Reactor, State, TimerCall},
     reason::{ConnectError, Loss, Reason},
     stats::{Branch, Count},
+    system_event::{Phase, SystemEvent},
     timer::Due,
 };
 
@@ -126,6 +127,7 @@ impl Main {
     fn collapse(&mut self, error: Error) {
         log::error!("{error}; the reactor ends");
         self.core().change_state(State::Running, State::Stopping);
+        self.core().system_events.give_up_hope();
         self.mind_stop();
         self.shared.crew.wait_until_empty();
         self.run_notes();
@@ -168,7 +170,7 @@ impl Main {
         let calls = self.core().timers().next_deadline();
         let next = self.shared.deadlines.sleep_until(calls);
         // Asked after it was said until when the sleep is to last: what comes now wakes it.
-        let stop = !self.stopping && self.core().state() == State::Stopping;
+        let stop = !self.stopping && self.stop_is_due();
         if stop || self.core().has_commands() || self.shared.has_notes() {
             return Duration::ZERO;
         }
@@ -178,7 +180,7 @@ impl Main {
     /// Begins to stop, once: ports accept no more, attempts fail, connections are lost. Ports are
     /// reported closed, and factories stopped, when the last connection's thread has ended.
     fn mind_stop(&mut self) {
-        if self.core().state() != State::Stopping {
+        if !self.stopping && !self.begin_stop() {
             return;
         }
         if !std::mem::replace(&mut self.stopping, true) {
@@ -190,6 +192,7 @@ impl Main {
                 });
             }
             self.duty.run_errands();
+            call_triggers(&self.shared.reactor, SystemEvent::Shutdown, Phase::During);
         }
         if self.shared.crew.is_empty() {
             self.all_ports_closed();

@@ -198,7 +198,21 @@ impl Transport<'_> {
         self.change(Connection::resume);
     }
 
-    fn change(&mut self, mut change: impl FnMut(&mut Connection)) {
+    /// Whether data may be delivered: the connection is neither paused nor closing. Who finds several messages in one piece
+    /// of data asks between them, since the callback of one may pause or close.
+    pub fn is_producing(&mut self) -> bool {
+        let mut producing = false;
+        self.link.visit(self.id, &mut |visited| producing = visited.connection.is_delivering());
+        producing
+    }
+
+    /// Gives back the end of what was delivered, which comes again before all that arrived later: on resume, if the connection is paused, else
+    /// together with what arrives next. A connection that closes, or whose peer has nothing more to say, drops it.
+    pub fn unread(&mut self, data: &[u8]) {
+        self.change(|connection| connection.unread(data));
+    }
+
+    pub(crate) fn change(&mut self, mut change: impl FnMut(&mut Connection)) {
         self.link.visit(self.id, &mut |visited| change(visited.connection));
     }
 }

@@ -27,7 +27,7 @@ const fn room(name: &'static str, files: &'static [&'static str], may_name: &'st
 const ROOMS: &[Room] = &[
     room("words", &["error", "reason", "limits", "id", "address", "stats", "options"], &[]),
     room("pure", &["output", "timer", "connection"], &["words"]),
-    room("kernel", &["sys", "signals"], &["words", "pure"]),
+    room("kernel", &["sys", "signals", "crew", "thread_pool"], &["words", "pure"]),
     room("user side", USER_SIDE, &["words", "pure", "kernel"]),
     room("seam", &["backend", "backend/accept", "backend/diagnosis"], &["words", "pure", "kernel"]),
     room("io_uring", &["backend/uring"], &["words", "pure", "kernel", "seam"]),
@@ -47,13 +47,18 @@ const USER_SIDE: &[&str] = &[
     "factory",
     "factory_handle",
     "port",
+    "producer",
     "protocol",
+    "protocols",
     "reactor",
+    "reconnector",
+    "system_event",
     "transport",
     "wrapper",
 ];
 
-const JOINT: &[&str] = &["builder", "driver", "event_loop", "host", "resolve", "run", "table", "threaded"];
+const JOINT: &[&str] =
+    &["builder", "call_in_thread", "driver", "event_loop", "host", "resolve", "run", "table", "threaded"];
 
 /// The only files with `unsafe` in them.
 const UNSAFE_FILES: &[&str] = &[

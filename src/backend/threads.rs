@@ -7,12 +7,10 @@
 //! this room holds what is between the threads and the kernel:
 //!
 //! * [`Wire`], the socket of a connection;
-//! * [`crew`], the threads themselves, to the last of which the reactor holds on;
 //! * [`doors`], where the main thread sleeps and accepts;
 //! * [`dial`], a connection attempt that another thread can end;
 //! * [`sender`], which waits for the peers that do not read.
 
-pub(crate) mod crew;
 pub(crate) mod dial;
 pub(crate) mod doors;
 pub(crate) mod sender;

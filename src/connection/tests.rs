@@ -20,6 +20,7 @@ struct Rig {
     sent: Vec<u8>,
     pauses: i32,
     read_lost: usize,
+    produced: Vec<Produce>,
 }
 
 impl Rig {
@@ -44,6 +45,7 @@ impl Rig {
             sent: Vec::new(),
             pauses: 0,
             read_lost: 0,
+            produced: Vec::new(),
         }
     }
 
@@ -83,6 +85,10 @@ impl Rig {
                 Step::ResumeWriting => self.crossed(-1),
                 Step::Deliver(bytes) => self.deliver(&bytes),
                 Step::ReadLost => self.read_lost += 1,
+                Step::Produce(what, producer) => {
+                    self.produced.push(what);
+                    drop(self.connection.producer_told(producer));
+                }
                 Step::Send(batch) => {
                     assert!(self.in_flight.is_none(), "one send in flight");
                     assert!(!self.fin_sent, "a send after FIN");
@@ -334,4 +340,85 @@ fn live(seed: u64) {
 fn next(byte: &mut u8) -> u8 {
     *byte = byte.wrapping_add(1);
     *byte
+}
+
+fn with_producer(streaming: bool) -> Rig {
+    let mut rig = Rig::new();
+    rig.settle();
+    rig.connection.register_producer(Box::new("a producer"), streaming).unwrap();
+    rig.settle();
+    rig
+}
+
+#[test]
+fn a_push_producer_hears_of_each_crossing_once() {
+    let mut rig = with_producer(true);
+    assert_eq!(rig.produced, []);
+    for crossings in 1..4 {
+        assert_eq!(rig.write(&[b'x'; 150]), Write::Full);
+        rig.settle();
+        rig.takes(100, None);
+        rig.settle();
+        assert_eq!(rig.produced.len(), 2 * crossings - 1, "50 bytes are above the low mark");
+        rig.takes(50, None);
+        rig.settle();
+        assert_eq!(rig.produced, [Produce::Pause, Produce::Resume].repeat(crossings));
+    }
+}
+
+#[test]
+fn a_pull_producer_is_asked_when_all_is_sent_and_only_if_something_was() {
+    let mut rig = with_producer(false);
+    assert_eq!(rig.produced, [Produce::Resume]);
+    rig.settle();
+    assert_eq!(rig.produced.len(), 1, "it wrote nothing, so nothing was sent");
+    let _ = rig.write(b"a piece");
+    rig.settle();
+    rig.takes(3, None);
+    rig.settle();
+    assert_eq!(rig.produced.len(), 1, "some of it is left");
+    rig.takes(4, None);
+    rig.settle();
+    assert_eq!(rig.produced, [Produce::Resume; 2]);
+}
+
+#[test]
+fn a_close_waits_for_the_producer() {
+    let mut rig = with_producer(true);
+    rig.connection.lose();
+    rig.settle();
+    assert_eq!(rig.write(b"more"), Write::Accepted);
+    rig.settle();
+    rig.takes(4, None);
+    rig.pass(Duration::from_secs(3600));
+    assert!(!rig.fin_sent && rig.lost.is_none());
+    assert!(rig.connection.unregister_producer().is_some());
+    assert_eq!(rig.write(b"too late"), Write::Closed);
+    rig.settle();
+    assert!(rig.fin_sent);
+    assert_eq!((rig.sent.as_slice(), rig.produced.len()), (&b"more"[..], 0));
+}
+
+#[test]
+fn a_producer_is_stopped_once_whatever_ends_the_connection() {
+    type Ending = fn(&mut Rig);
+    let endings: [Ending; 4] = [
+        |rig| rig.connection.abort(),
+        |rig| rig.eof(),
+        |rig| rig.connection.finish(Reason::Aborted, true),
+        |rig| {
+            rig.connection.lose();
+            rig.connection.read_ended(Some(Errno::from_raw(104)));
+        },
+    ];
+    for (number, end) in endings.into_iter().enumerate() {
+        let mut rig = with_producer(number % 2 == 0);
+        rig.produced.clear();
+        end(&mut rig);
+        rig.settle();
+        assert_eq!(rig.produced, [Produce::Stop], "{number}");
+        assert!(rig.lost.is_some());
+        let refused = rig.connection.register_producer(Box::new("another"), true);
+        assert!(matches!(refused, Err(NotRegistered::Closed(_))));
+    }
 }

@@ -33,17 +33,18 @@ use super::{
 use crate::{
     address::Address,
     backend::threads::{Gone, Wire},
-    connection::{Arrival, Connection, Step},
+    connection::{AnyProducer, Arrival, Connection, Produce, Step},
     error::Errno,
     event_loop::loss_count,
-    host::{Env, ProtocolEvent, drop_quietly},
+    host::{Env, ProtocolEvent, caught, drop_quietly},
     id::{ConnId, HostKey},
     limits::Limits,
     output::{Batch, Pool},
-    reactor::State as Lifetime,
+    producer,
     reason::{Loss, Reason},
     stats::Count,
     timer::TimerKey,
+    transport::Transport,
 };
 
 /// A receive buffer at first: most messages are small, and a thread has a buffer for itself.
@@ -237,6 +238,7 @@ impl ThreadConnection {
                 Step::ResumeWriting => state = self.tell(state, duty, ProtocolEvent::ResumeWriting),
                 Step::Deliver(held) => state = self.tell(state, duty, ProtocolEvent::Data(&held)),
                 Step::ReadLost => state = self.tell(state, duty, ProtocolEvent::ReadLost),
+                Step::Produce(what, producer) => state = self.produce(state, duty, what, producer),
                 Step::Send(batch) => {
                     sends_left -= 1;
                     state = self.send(state, batch);
@@ -262,11 +264,46 @@ impl ThreadConnection {
         drop(state);
         let mut link = ThreadLink::new(&self.shared, Some(self), duty);
         let env = Env { link: &mut link, reactor: &self.shared.reactor, host: self.host() };
-        let told = self.protocol.tell(self.id, env, event);
-        self.shared.call_factory(&self.hosted, duty);
+        let made = matches!(event, ProtocolEvent::Made);
+        // Whoever has the factory next finds it among the others.
+        let told = self.protocol.tell(self.id, env, event, &|| {
+            if made {
+                self.made.store(true, SeqCst);
+            }
+        });
+        if told.held_factory {
+            self.shared.call_factory(&self.hosted, duty);
+        }
         let mut state = self.lock();
-        if let Err(text) = told {
+        if let Err(text) = told.result {
             state.connection.finish(Reason::Panicked(text), true);
+        }
+        state
+    }
+
+    /// Tells the producer with the lock let go. A panic ends the connection.
+    fn produce<'a>(
+        &'a self,
+        state: MutexGuard<'a, State>,
+        duty: &mut Duty,
+        what: Produce,
+        mut producer: AnyProducer,
+    ) -> MutexGuard<'a, State> {
+        drop(state);
+        let mut link = ThreadLink::new(&self.shared, Some(self), duty);
+        let told = caught(|| producer::tell(&mut producer, &mut Transport::new(&mut link, self.id), what));
+        let mut state = self.lock();
+        let unwanted = match told {
+            Ok(()) => state.connection.producer_told(producer),
+            Err(text) => {
+                state.connection.finish(Reason::Panicked(text), true);
+                Some(producer)
+            }
+        };
+        if unwanted.is_some() {
+            drop(state);
+            drop_quietly(unwanted);
+            state = self.lock();
         }
         state
     }
@@ -335,7 +372,6 @@ impl ThreadConnection {
     pub(super) fn serve(&self, duty: &mut Duty, reset: Option<Errno>) -> Reason {
         self.wire.counters().add(Count::Made, 1);
         let mut state = self.tell(self.lock(), duty, ProtocolEvent::Made);
-        self.made.store(true, SeqCst);
         let mut buffer = vec![0; BUFFER_BYTES];
         while let Some(room) = self.settle(state, duty) {
             let room = room.min(buffer.len());
@@ -393,7 +429,7 @@ impl ThreadConnection {
     }
 
     fn is_stopping(&self) -> bool {
-        self.shared.reactor.core.state() != Lifetime::Running
+        self.shared.reactor.core.system_events.has_stop_begun()
     }
 
     fn take_baton(&self) -> MutexGuard<'_, State> {

@@ -1,7 +1,7 @@
 //! A factory and its protocols among threads: each behind a lock of its own.
 
 use std::{
-    cell::OnceCell,
+    cell::{Cell, OnceCell},
     io,
     sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError},
 };
@@ -43,10 +43,17 @@ pub(crate) enum Built {
 
 /// A protocol, as the threads see it. Only one of them at a time calls it.
 pub(crate) trait ThreadProtocol: Send + Sync {
-    /// Tells the protocol.
-    fn tell(&self, id: ConnId, env: Env<'_>, event: ProtocolEvent<'_>) -> Result<(), Panicked>;
+    /// Tells the protocol, then calls `told`, before the factory is let go.
+    fn tell(&self, id: ConnId, env: Env<'_>, event: ProtocolEvent<'_>, told: &dyn Fn()) -> Told;
     /// Drops the protocol.
     fn forget(&self);
+}
+
+/// What came of telling a protocol.
+pub(crate) struct Told {
+    pub(crate) result: Result<(), Panicked>,
+    /// The factory was held meanwhile, so calls of its own may have been left to whoever held it.
+    pub(crate) held_factory: bool,
 }
 
 /// A factory behind its lock.
@@ -110,13 +117,17 @@ struct Served<F: Factory> {
 }
 
 impl<F: Factory> ThreadProtocol for Served<F> {
-    fn tell(&self, id: ConnId, env: Env<'_>, event: ProtocolEvent<'_>) -> Result<(), Panicked> {
+    fn tell(&self, id: ConnId, env: Env<'_>, event: ProtocolEvent<'_>, told: &dyn Fn()) -> Told {
         let mut protocol = lock(&self.protocol);
-        let Some(protocol) = protocol.as_mut() else { return Ok(()) };
-        let mut factory = LockedWhenUsed { mutex: &self.host.factory, guard: OnceCell::new() };
+        let Some(protocol) = protocol.as_mut() else { return Told { result: Ok(()), held_factory: false } };
+        let held = Cell::new(false);
+        let mut factory = LockedWhenUsed { mutex: &self.host.factory, guard: OnceCell::new(), held: &held };
         // Taken apart, so that the loan of the link may be as short as that of the factory.
         let Env { link, reactor, host } = env;
-        tell_protocol(protocol, id, FactoryMut::lent(&mut factory), Env { link, reactor, host }, event)
+        let factory = FactoryMut::lent(&mut factory);
+        let result = tell_protocol(protocol, id, factory, Env { link, reactor, host }, event);
+        told();
+        Told { result, held_factory: held.get() }
     }
 
     fn forget(&self) {
@@ -129,11 +140,16 @@ impl<F: Factory> ThreadProtocol for Served<F> {
 struct LockedWhenUsed<'a, F> {
     mutex: &'a Mutex<F>,
     guard: OnceCell<MutexGuard<'a, F>>,
+    /// It has been taken at least once.
+    held: &'a Cell<bool>,
 }
 
 impl<F> FactorySource<F> for LockedWhenUsed<'_, F> {
     fn get(&self) -> &F {
-        self.guard.get_or_init(|| lock(self.mutex))
+        self.guard.get_or_init(|| {
+            self.held.set(true);
+            lock(self.mutex)
+        })
     }
 
     fn get_mut(&mut self) -> &mut F {

@@ -19,8 +19,9 @@ use super::{
     link::ThreadLink,
 };
 use crate::{
-    backend::threads::{crew::Crew, sender::Sender},
+    backend::threads::sender::Sender,
     connector::{Attempt, Connector},
+    crew::Crew,
     host::{Env, FactoryEvent, drop_quietly},
     id::{ConnId, GENERATION_MASK, HostKey, first_generation},
     limits::Limits,

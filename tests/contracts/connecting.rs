@@ -34,14 +34,14 @@ on_every_backend!(
 );
 
 /// A listener whose queue is full: who connects gets no answer.
-struct Deaf {
+pub(crate) struct Deaf {
     _listener: TcpListener,
     _filler: TcpStream,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
 }
 
 impl Deaf {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let bound = Bound::new();
         let address = bound.address;
         let listener = bound.listen(0);

@@ -21,6 +21,8 @@ on_every_backend!(
     c12_a_resume_in_the_turn_of_the_pause_is_not_forgotten,
     c12_what_comes_little_by_little_is_bounded_too,
     c12_nobody_waits_behind_those_that_are_paused,
+    c12_what_is_given_back_comes_first_again,
+    c12_what_is_given_back_without_a_pause_comes_with_what_arrives_next,
     c13_an_end_while_paused_from_elsewhere_waits_for_the_resume,
 );
 
@@ -170,6 +172,66 @@ fn c12_nobody_waits_behind_those_that_are_paused(setup: &Setup) {
     }
     PAUSED.for_each(|number| server.act_on(number, |transport| transport.resume_producing()));
     PAUSED.for_each(|number| assert_eq!(server.journal.wait_bytes(number, 1), b"x"));
+}
+
+fn c12_what_is_given_back_comes_first_again(setup: &Setup) {
+    // Each time it takes one byte, gives the rest back, and pauses; the last time it does not pause.
+    let script = Script::new().on_data(|cx, conn, data| {
+        assert!(cx.transport.is_producing());
+        let rest = &data[1..];
+        if data[0] != b'c' {
+            cx.transport.pause_producing();
+            assert!(!cx.transport.is_producing());
+        }
+        // What is given back later goes first.
+        cx.transport.unread(&rest[rest.len() / 2..]);
+        cx.transport.unread(&rest[..rest.len() / 2]);
+        conn.note(format!("{}", data[0] as char));
+    });
+    let server = script.serve(setup.reactor());
+    let mut peer = server.dial_made(0);
+    peer.write(b"abcd");
+    server.journal.wait_note("a");
+    server.act_on(0, |transport| transport.resume_producing());
+    server.journal.wait_note("b");
+    peer.write(b"e");
+    peer.finish_writing();
+    server.act_on(0, |transport| transport.resume_producing());
+    server.journal.wait_note("d");
+    server.act_on(0, |transport| transport.resume_producing());
+    server.journal.wait_note("e");
+    assert_eq!(
+        server.journal.count(|event| matches!(event, Event::Lost(..))),
+        0,
+        "the FIN was told while paused"
+    );
+    server.act_on(0, |transport| transport.resume_producing());
+    assert_eq!(server.journal.wait_lost(0), "Done");
+    let notes: Vec<_> =
+        server.journal.all().into_iter().filter(|event| matches!(event, Event::Note(_))).collect();
+    assert_eq!(notes, ["a", "b", "c", "d", "e"].map(|text| Event::Note(text.to_owned())));
+}
+
+fn c12_what_is_given_back_without_a_pause_comes_with_what_arrives_next(setup: &Setup) {
+    let script = Script::new().on_data(|cx, conn, data| match data.ends_with(b".") {
+        true => conn.note(String::from_utf8_lossy(data)),
+        false => cx.transport.unread(data),
+    });
+    let server = script.serve(setup.reactor());
+    let mut peer = server.dial_made(0);
+    for (pieces, said) in ["half ", "a sentence."].into_iter().enumerate() {
+        peer.write(said.as_bytes());
+        server.journal.wait("the piece", |events| {
+            events.iter().filter(|event| matches!(event, Event::Data(..))).count() == pieces + 1
+        });
+        server.let_it_turn();
+    }
+    server.journal.wait_note("half a sentence.");
+    // The rest is told twice at most, and does not keep the end from being told.
+    peer.write(b"the rest");
+    peer.finish_writing();
+    assert_eq!(server.journal.wait_lost(0), "Done");
+    assert_eq!(data_of(&server, 0), 3);
 }
 
 fn c13_an_end_while_paused_from_elsewhere_waits_for_the_resume(setup: &Setup) {

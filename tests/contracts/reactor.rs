@@ -7,10 +7,10 @@ use std::{
     time::Duration,
 };
 
-use ringspun::{Error, Reactor};
+use ringspun::{Count, Error, Phase, Reactor, ReactorHandle, StopHold, SystemEvent};
 
 use crate::{
-    kit::{Event, Gate, Journal, Running, Script, Tally, ignore, logged},
+    kit::{Drops, Event, Gate, Journal, Running, Script, Tally, ignore, logged},
     peers::{Bound, Peer},
     setups::{Setup, on_every_backend},
 };
@@ -20,6 +20,10 @@ on_every_backend!(
     r1_run_while_running_and_again_are_errors,
     r2_calls_when_running_keep_their_order,
     r2_a_failing_call_does_not_stop_the_others,
+    r2_triggers_come_in_their_phases,
+    r2_a_trigger_can_be_removed_until_it_was_called,
+    r2_what_is_never_called_is_dropped,
+    r2_a_held_stop_goes_on_serving,
     r3_stop_ends_everything,
     r3_stop_works_from_any_callback,
     x1_calls_from_threads_keep_their_order,
@@ -92,6 +96,101 @@ fn r2_a_failing_call_does_not_stop_the_others(setup: &Setup) {
     running.call(|_| ());
     assert_eq!(tally.get(), 10);
     assert_eq!(logged(&text), 1);
+}
+
+fn r2_triggers_come_in_their_phases(setup: &Setup) {
+    const PHASES: [Phase; 3] = [Phase::After, Phase::During, Phase::Before];
+    let reactor = setup.reactor();
+    let script = Script::new();
+    let journal = script.journal.clone();
+    let text = format!("trigger of {}.", setup.test);
+    reactor.listen_tcp(("127.0.0.1", 0), script).unwrap();
+    for phase in PHASES {
+        for event in [SystemEvent::Shutdown, SystemEvent::Startup] {
+            for number in 0..3 {
+                let (journal, text) = (journal.clone(), text.clone());
+                reactor.add_system_event_trigger(phase, event, move |_| {
+                    journal.note(format!("{phase:?} {event:?} {number}"));
+                    assert!(number != 1, "{text}");
+                });
+            }
+        }
+    }
+    let mut running = Running::start(reactor);
+    running.stop().unwrap();
+    let phase = |phase, event| (0..3).map(move |number| Event::Note(format!("{phase:?} {event:?} {number}")));
+    let wanted: Vec<_> = phase(Phase::Before, SystemEvent::Startup)
+        .chain(phase(Phase::During, SystemEvent::Startup))
+        .chain([Event::Started])
+        .chain(phase(Phase::After, SystemEvent::Startup))
+        .chain(phase(Phase::Before, SystemEvent::Shutdown))
+        .chain(phase(Phase::During, SystemEvent::Shutdown))
+        .chain([Event::Stopped])
+        .chain(phase(Phase::After, SystemEvent::Shutdown))
+        .collect();
+    assert_eq!(journal.all(), wanted);
+    assert_eq!(logged(&text), 6);
+}
+
+fn r2_a_trigger_can_be_removed_until_it_was_called(setup: &Setup) {
+    let mut running = Running::start(setup.reactor());
+    let journal = Journal::default();
+    let trigger = |phase| {
+        let journal = journal.clone();
+        let call = move |_: &Reactor| journal.note(format!("{phase:?}"));
+        running.reactor.add_system_event_trigger(phase, SystemEvent::Shutdown, call)
+    };
+    let (kept, removed) = (trigger(Phase::Before), trigger(Phase::During));
+    assert!(removed.remove());
+    assert!(!removed.remove());
+    running.stop().unwrap();
+    assert!(!kept.remove());
+    assert_eq!(journal.all(), [Event::Note("Before".to_owned())]);
+}
+
+fn r2_what_is_never_called_is_dropped(setup: &Setup) {
+    let drops = Drops::default();
+    let mut running = Running::start(setup.reactor());
+    let trigger = |reactor: &ReactorHandle, phase, event| {
+        // What it captures names the reactor, which would otherwise keep itself.
+        let captured = (drops.guard(), reactor.clone());
+        reactor.add_system_event_trigger(phase, event, move |_| drop(captured));
+    };
+    let too_late = running.reactor.clone();
+    trigger(&too_late, Phase::Before, SystemEvent::Startup);
+    trigger(&too_late, Phase::After, SystemEvent::Startup);
+    running.stop().unwrap();
+    drops.wait_for(0);
+    trigger(&too_late, Phase::After, SystemEvent::Shutdown);
+    assert_eq!(drops.alive(), 0);
+}
+
+fn r2_a_held_stop_goes_on_serving(setup: &Setup) {
+    let mut server = Script::echo().serve(setup.reactor());
+    let mut peer = server.dial_made(0);
+    let held: Arc<Mutex<Option<StopHold>>> = Arc::default();
+    let (place, journal) = (Arc::clone(&held), server.journal.clone());
+    let hold = move |reactor: &Reactor| {
+        *place.lock().unwrap() = Some(reactor.hold_stop());
+        journal.note("held");
+    };
+    server.running.reactor.add_system_event_trigger(Phase::Before, SystemEvent::Shutdown, hold);
+    server.running.reactor.stop().unwrap();
+    server.journal.wait_note("held");
+    assert!(!server.running.reactor.is_running());
+    peer.ask(b"still", b"still");
+    let mut late = server.dial_made(1);
+    late.ask(b"also", b"also");
+    // One that ends meanwhile ends for its own reason.
+    drop(late);
+    assert_eq!(server.journal.wait_lost(1), "Done");
+    let waits = server.count(Count::Waits);
+    thread::sleep(Duration::from_millis(50));
+    // What is left of the connection that has ended takes a few; a loop that spins takes thousands.
+    assert!(server.count(Count::Waits) <= waits + 20, "a held stop spins");
+    held.lock().unwrap().take();
+    server.running.wait().unwrap();
+    assert_eq!(server.journal.wait_lost(0), "Lost(Shutdown)");
 }
 
 fn r3_stop_ends_everything(setup: &Setup) {

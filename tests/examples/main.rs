@@ -6,9 +6,11 @@
 mod all_cores;
 mod bad_days;
 mod chat;
+mod clients;
 mod echo;
 mod fibonacci;
 mod running;
+mod weblog;
 
 /// Makes each function a test on each backend: `io_uring::name`, `epoll::name`, `threads::name`.
 macro_rules! on_every_backend {

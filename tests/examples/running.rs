@@ -5,7 +5,7 @@ use std::{
     fmt::Debug,
     io::{BufRead, BufReader, Read},
     net::{Ipv4Addr, TcpStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::mpsc::{Receiver, RecvTimeoutError, channel},
     thread,
@@ -47,9 +47,22 @@ pub(crate) struct Ended {
 impl Running {
     /// Starts an example on a backend.
     pub(crate) fn start(name: &str, backend: &str, arguments: &[&str]) -> Self {
+        Self::start_in(name, backend, arguments, Path::new("."), &[])
+    }
+
+    /// The same in this folder, with these variables in its environment.
+    pub(crate) fn start_in(
+        name: &str,
+        backend: &str,
+        arguments: &[&str],
+        folder: &Path,
+        variables: &[(&str, &str)],
+    ) -> Self {
         let mut child = Command::new(binary(name))
             .args(arguments)
+            .current_dir(folder)
             .env("RINGSPUN_BACKEND", backend)
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -65,7 +78,17 @@ impl Running {
 
     /// Starts a server on a port that the kernel chooses, and waits until it says which.
     pub(crate) fn serve(name: &str, backend: &str) -> (Self, u16) {
-        let mut running = Self::start(name, backend, &["0"]);
+        Self::serve_in(name, backend, Path::new("."), &[])
+    }
+
+    /// The same in this folder, with these variables in its environment.
+    pub(crate) fn serve_in(
+        name: &str,
+        backend: &str,
+        folder: &Path,
+        variables: &[(&str, &str)],
+    ) -> (Self, u16) {
+        let mut running = Self::start_in(name, backend, &["0"], folder, variables);
         let line = running.wait_for_log(" starting on ");
         let port = line.rsplit(' ').next().and_then(|word| word.parse().ok());
         (running, port.unwrap_or_else(|| panic!("no port in {line:?}")))
@@ -73,6 +96,21 @@ impl Running {
 
     /// Waits for a line of the log that contains `text`.
     pub(crate) fn wait_for_log(&mut self, text: &str) -> String {
+        self.wait_for(text, |line| match line {
+            Line::Log(line) => Some(line),
+            Line::Out(_) => None,
+        })
+    }
+
+    /// Waits for a line of its output that contains `text`.
+    pub(crate) fn wait_for_out(&mut self, text: &str) -> String {
+        self.wait_for(text, |line| match line {
+            Line::Out(line) => Some(line),
+            Line::Log(_) => None,
+        })
+    }
+
+    fn wait_for(&mut self, text: &str, of_kind: fn(Line) -> Option<String>) -> String {
         let deadline = Instant::now() + LIMIT;
         loop {
             let line = match self.output.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
@@ -80,7 +118,7 @@ impl Running {
                 Err(error) => panic!("{error} while waiting for {text:?}; before it came {:#?}", self.seen),
             };
             self.seen.push(line.clone());
-            if let Line::Log(line) = line
+            if let Some(line) = of_kind(line)
                 && line.contains(text)
             {
                 return line;

@@ -63,7 +63,7 @@ fn e9_a_storm_of_signals_loses_nothing(setup: &Setup) {
             }
         });
         // On a fast machine twenty rounds are over before the storm has come to anything.
-        for round in (0..).take_while(|round| *round < 20 || raw::counted_signals() <= 100) {
+        for round in (0..10_000).take_while(|round| *round < 20 || raw::counted_signals() <= 100) {
             // Peers have the even numbers, connections of the reactor to itself the odd ones.
             let bytes = pattern(round as u64, 100_000);
             let mut peer = server.dial_made(2 * round);
