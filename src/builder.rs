@@ -1,6 +1,6 @@
 //! Choosing a backend before the reactor runs: asked for, by the environment, or by what works.
 
-use std::{env, sync::Arc};
+use std::{env, sync::Arc, time::Duration};
 
 use crate::{
     backend::{diagnosis, uring},
@@ -29,6 +29,7 @@ impl Default for ReactorBuilder {
             uring: UringOptions::default(),
             signals: true,
             thread_pool_size: THREADS_MAX,
+            drain_timeout: Duration::ZERO,
         };
         Self { backend: Backend::Auto, config }
     }
@@ -71,6 +72,15 @@ impl ReactorBuilder {
     /// otherwise, and at least one.
     pub fn thread_pool_size(mut self, threads: usize) -> Self {
         self.config.thread_pool_size = threads;
+        self
+    }
+
+    /// How long a reactor that is being stopped, by `stop` or by a signal, goes on sending what was written before that; not at all, unless said
+    /// otherwise. Ports close at once and nothing more is received. Each connection ends when all of its output has gone, or when the
+    /// time is over, with [`Loss::Shutdown`](crate::Loss::Shutdown) either way; what has not gone is counted as
+    /// [`Count::BytesUnsent`](crate::Count::BytesUnsent). To finish more than that, such as requests under way, [hold the stop](Reactor::hold_stop).
+    pub fn drain_timeout(mut self, timeout: Duration) -> Self {
+        self.config.drain_timeout = timeout;
         self
     }
 

@@ -124,6 +124,8 @@ struct Rare {
     deadline: Option<Instant>,
     drained: usize,
     producing: Option<Producing>,
+    /// The reactor is being stopped, and waits no longer than until then.
+    drain_until: Option<Instant>,
 }
 
 impl Connection {
@@ -191,6 +193,25 @@ impl Connection {
             rare.held = Vec::new();
             rare.reason.get_or_insert(Reason::Done);
         }
+    }
+
+    /// The reactor is being stopped: as [`lose`](Self::lose), but until then at most, and lost because of that.
+    pub fn drain(&mut self, until: Instant) {
+        let open = self.phase == Phase::Open;
+        self.lose();
+        if matches!(self.phase, Phase::Ended { .. } | Phase::Gone) {
+            return;
+        }
+        let rare = self.rare();
+        rare.drain_until = Some(until);
+        if open {
+            rare.reason = Some(Reason::Lost(Loss::Shutdown));
+        }
+    }
+
+    /// Whether it hands over the last of its output because the reactor is being stopped.
+    pub fn is_draining(&self) -> bool {
+        self.rare.as_ref().is_some_and(|rare| rare.drain_until.is_some())
     }
 
     /// `lose_write_connection`: hand over what was written, then FIN.
@@ -416,13 +437,18 @@ impl Connection {
         if flushing && self.deadline().is_none() {
             self.rare().deadline = Some(deadline_after(now, limits.close_timeout));
         }
-        if self.deadline().is_some_and(|deadline| deadline <= now) {
-            match self.phase {
-                Phase::Producing if self.output.is_flushed() => self.rare().deadline = None,
-                Phase::Producing | Phase::Flushing => self.finish(Reason::TimedOut(Timeout::Close), true),
-                Phase::Draining => self.phase = Phase::Ended { reset: false },
-                _ => {}
-            }
+        let Some(rare) = &mut self.rare else { return };
+        let cut = rare.drain_until.is_some_and(|until| until <= now);
+        rare.deadline = rare.deadline.into_iter().chain(rare.drain_until).min();
+        if rare.deadline.is_none_or(|deadline| deadline > now) {
+            return;
+        }
+        match self.phase {
+            Phase::Producing | Phase::Flushing if cut => self.finish(Reason::Lost(Loss::Shutdown), false),
+            Phase::Producing if self.output.is_flushed() => self.rare().deadline = None,
+            Phase::Producing | Phase::Flushing => self.finish(Reason::TimedOut(Timeout::Close), true),
+            Phase::Draining => self.phase = Phase::Ended { reset: false },
+            _ => {}
         }
     }
 
@@ -485,7 +511,8 @@ impl Connection {
         if !self.lost_told {
             self.lost_told = true;
             self.output.discard(pool);
-            self.rare().deadline = None;
+            let rare = self.rare();
+            (rare.deadline, rare.drain_until) = (None, None);
             return Step::Lost;
         }
         self.phase = Phase::Gone;

@@ -6,15 +6,17 @@ use std::{
 };
 
 use crate::{
+    connection::Connection,
     connector::{Connector, ConnectorState},
     error::{Errno, Error},
     host::caught,
     id::HostKey,
     port::Port,
     reactor::{Command, Reactor, ReactorCall, State},
+    reason::{Loss, Reason},
     signals,
     system_event::{Phase, SystemEvent},
-    timer::Due,
+    timer::{Due, deadline_after},
 };
 
 /// Timed calls in one turn, so that a million due at one instant do not starve I/O (T2).
@@ -59,6 +61,12 @@ pub(crate) trait Driver {
         }
         call_triggers(self.reactor(), SystemEvent::Shutdown, Phase::Before);
         core.system_events.begin_stop()
+    }
+
+    /// Until when a stop that begins now waits for output; None if it does not.
+    fn drain_until(&self) -> Option<Instant> {
+        let timeout = self.reactor().core.config.drain_timeout;
+        (!timeout.is_zero()).then(|| deadline_after(self.now(), timeout))
     }
 
     /// Runs what is due; answers whether more is.
@@ -147,6 +155,14 @@ impl OpenPort {
 /// Makes a call that concerns nobody but the reactor.
 pub(crate) fn make_call(reactor: &Reactor, call: ReactorCall) {
     let _ = caught(|| call(reactor));
+}
+
+/// Ends a connection of a reactor that is being stopped: at once, or when its output has gone, until then at most.
+pub(crate) fn end_by_stop(connection: &mut Connection, drain_until: Option<Instant>) {
+    match drain_until {
+        Some(until) => connection.drain(until),
+        None => connection.finish(Reason::Lost(Loss::Shutdown), false),
+    }
 }
 
 /// Calls the triggers of this moment.

@@ -20,7 +20,7 @@ use slab::Slab;
 use crate::{
     backend::{Event, Proactor, Sent},
     connection::{AnyProducer, Arrival, Produce, Step},
-    driver::{Driver, OpenPort, WAIT_MAX, call_triggers, make_call},
+    driver::{Driver, OpenPort, WAIT_MAX, call_triggers, end_by_stop, make_call},
     error::Error,
     host::{Env, FactoryEvent, Host, HostSeed, Panicked, ProtocolEvent, caught, drop_quietly},
     id::{ConnId, HostKey, PortKey},
@@ -178,9 +178,10 @@ impl EventLoop {
         self.stopping = true;
         self.close_all_ports();
         self.fail_all_attempts();
+        let drain_until = self.drain_until();
         for id in self.table.ids(|entry| entry.stage == Stage::Made) {
             if let Some(entry) = self.table.get(id) {
-                entry.connection.finish(Reason::Lost(Loss::Shutdown), false);
+                end_by_stop(&mut entry.connection, drain_until);
             }
             self.table.mark_dirty(id);
         }
@@ -407,6 +408,7 @@ impl EventLoop {
 
     fn remove(&mut self, id: ConnId) {
         if let Some(entry) = self.table.remove(id) {
+            self.counters.add(Count::BytesUnsent, entry.connection.unsent() as u64);
             let slot = entry.host_slot as usize;
             if let Some(host) = self.hosts.get_mut(slot) {
                 host.connections -= 1;

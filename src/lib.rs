@@ -54,6 +54,7 @@
 //! | `reactor.connectTCP(host, port, factory, timeout, bindAddress)` | [`Reactor::connect_tcp`] with [`ConnectOptions`] |
 //! | `reactor.callLater`, `IDelayedCall` | [`Reactor::call_later`], [`Cx::call_later`], [`FactoryCx::call_later`], [`DelayedCall`] |
 //! | `reactor.addSystemEventTrigger`, `removeSystemEventTrigger`; a trigger's Deferred | [`Reactor::add_system_event_trigger`], [`SystemEventTrigger::remove`]; [`Reactor::hold_stop`] |
+//! | a `before shutdown` trigger that waits for the last bytes | [`ReactorBuilder::drain_timeout`] |
 //! | `reactor.callInThread`, `deferToThread`, `suggestThreadPoolSize` | [`Reactor::call_in_thread`], [`Cx::call_in_thread`], [`FactoryCx::call_in_thread`], [`ReactorBuilder::thread_pool_size`] |
 //! | `reactor.callWhenRunning`, `callFromThread` | [`Reactor::call_when_running`], [`Reactor::call_from_thread`] |
 //! | `Protocol.makeConnection`, `connectionMade` | [`Protocol::connection_made`] |

@@ -235,4 +235,5 @@ pub(crate) struct Config {
     pub(crate) uring: UringOptions,
     pub(crate) signals: bool,
     pub(crate) thread_pool_size: usize,
+    pub(crate) drain_timeout: Duration,
 }

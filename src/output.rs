@@ -305,10 +305,9 @@ impl Output {
         self.gathering = Some(first);
     }
 
-    /// Drops everything that is not in flight.
+    /// Drops everything that is not in flight. It stays counted as unsent.
     pub fn discard(&mut self, pool: &mut Pool) {
         self.gathering.take().into_iter().for_each(|batch| pool.give(batch));
-        self.unsent = 0;
         (self.full, self.pause_due, self.resume_due) = (false, false, false);
     }
 

@@ -86,6 +86,8 @@ named! {
         BytesReceived = "bytes_received",
         /// Bytes that the kernel took, as far as the loop has heard: on io_uring, up to the latest wait that has ended.
         BytesSent = "bytes_sent",
+        /// Bytes written to connections that ended before the kernel took them.
+        BytesUnsent = "bytes_unsent",
         /// Waits of the loop.
         Waits = "waits",
         /// Completions (io_uring) or ready descriptors (epoll) that the waits gave.

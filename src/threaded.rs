@@ -33,12 +33,12 @@ use std::{
 
 use crate::{
     backend::threads::doors::Doors,
-    driver::{Driver, OpenPort, WAIT_MAX, call_triggers, make_call},
+    driver::{Driver, OpenPort, WAIT_MAX, call_triggers, end_by_stop, make_call},
     error::Error,
     host::{FactoryEvent, drop_quietly},
     id::{ConnId, HostKey, PortKey},
     reactor::{Command, Core, Reactor, State, TimerCall},
-    reason::{ConnectError, Loss, Reason},
+    reason::ConnectError,
     stats::{Branch, Count},
     system_event::{Phase, SystemEvent},
     timer::Due,
@@ -186,10 +186,9 @@ impl Main {
         if !std::mem::replace(&mut self.stopping, true) {
             self.shut_all_ports();
             self.attempts.values().for_each(|underway| underway.dial.give_up(ConnectError::Shutdown));
+            let drain_until = self.drain_until();
             for connection in self.shared.table.close() {
-                connection.change(&mut self.duty, |state| {
-                    state.finish(Reason::Lost(Loss::Shutdown), false);
-                });
+                connection.change(&mut self.duty, |state| end_by_stop(state, drain_until));
             }
             self.duty.run_errands();
             call_triggers(&self.shared.reactor, SystemEvent::Shutdown, Phase::During);

@@ -402,7 +402,12 @@ impl Io {
                 sys::reset_on_close(slot.socket.as_fd());
             }
             self.counters.call(Syscall::Close);
-            drop(slot);
+            let Slot { socket, batch, gone, .. } = slot;
+            drop(socket);
+            if let Some(batch) = batch {
+                let sent = Sent { batch, bytes: gone, errno: None };
+                self.ready.push_back(Event::Sent { id, sent });
+            }
         }
         self.ready.push_back(Event::Closed { id });
     }

@@ -451,6 +451,7 @@ impl ThreadConnection {
             (state.connection.reason(), std::mem::take(&mut state.timers))
         };
         self.wire.counters().add(loss_count(&reason), 1);
+        self.wire.counters().add(Count::BytesUnsent, self.lock().unsent() as u64);
         let mut state = self.tell(self.lock(), duty, ProtocolEvent::Lost(&reason));
         state.lost = true;
         let (set_while_told, mail) = (std::mem::take(&mut state.timers), std::mem::take(&mut state.mail));
@@ -481,6 +482,12 @@ impl State {
         self.connection.sent(batch, bytes, errno, &mut self.pool, limits);
     }
 
+    /// Bytes that the kernel has not taken.
+    fn unsent(&self) -> usize {
+        let gone = self.waiting.as_ref().map_or(0, |(_, gone)| *gone);
+        self.connection.unsent().saturating_sub(gone)
+    }
+
     /// How much to receive at once. A closing connection takes sips: a socket that was shut for
     /// reading opens its window no more, so one who empties a full one in a single gulp, just as
     /// he is woken by that, leaves a peer that waits for room until the kernel gives up.
@@ -491,7 +498,7 @@ impl State {
     /// What ends once the reactor is being stopped ends for that reason: the peer may have been a
     /// connection of the same reactor.
     fn read_ended(&mut self, errno: Option<Errno>, stopping: bool) {
-        if stopping {
+        if stopping && !self.connection.is_draining() {
             self.connection.finish(Reason::Lost(Loss::Shutdown), false);
         }
         self.connection.read_ended(errno);

@@ -5,6 +5,7 @@
 mod bytes;
 mod closing;
 mod connecting;
+mod draining;
 mod endurance;
 mod factories;
 mod helpers;

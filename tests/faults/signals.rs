@@ -6,7 +6,7 @@ use nix::{
     sys::signal::{Signal, raise},
     unistd::Pid,
 };
-use ringspun::Reactor;
+use ringspun::{Count, Reactor};
 
 use crate::{
     child::{Role, in_child, role, tell_parent},
@@ -21,6 +21,7 @@ on_every_backend!(
     r3_a_signal_stops_every_reactor_that_asked,
     r3_a_second_signal_ends_at_once,
     r3_earlier_handlers_are_restored,
+    r4_a_signal_drains,
 );
 
 const SIGNALS: [Signal; 2] = [Signal::SIGTERM, Signal::SIGINT];
@@ -52,6 +53,25 @@ fn r3_a_signal_shuts_down_in_order(setup: &Setup) {
             assert_eq!(logged(&format!("(TCP Port {port} Closed)")), 1);
             settle_threads(before);
         }
+    });
+}
+
+fn r4_a_signal_drains(setup: &Setup) {
+    in_child(setup.test, || {
+        const MUCH: usize = 4 << 20;
+        let script = Script::new().on_made(|cx, _| {
+            let _ = cx.transport.write(&[b'.'; MUCH]);
+        });
+        let reactor = setup.builder().signals(true).drain_timeout(LIMIT);
+        let mut server = script.serve(setup.build(reactor));
+        let mut peer = server.dial_made(0);
+        server.journal.id(0);
+        raise(Signal::SIGTERM).unwrap();
+        assert_eq!(peer.read_to_end().0.len(), MUCH);
+        drop(peer);
+        server.running.wait().unwrap();
+        assert_eq!(server.journal.wait_lost(0), "Lost(Shutdown)");
+        assert_eq!(server.count(Count::BytesUnsent), 0);
     });
 }
 

@@ -1,0 +1,127 @@
+//! Stopping without losing what was written (R4).
+
+use std::{
+    io::{ErrorKind, Write as _},
+    net::TcpStream,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use ringspun::{Count, Reactor, Write};
+
+use crate::{
+    kit::Script,
+    peers::{End, Peer, assert_same, pattern},
+    setups::{Setup, on_every_backend},
+};
+
+on_every_backend!(
+    r4_what_was_written_is_sent_and_nobody_new_is_served,
+    r4_what_has_not_gone_in_time_is_counted,
+    r4_no_byte_is_lost_under_load,
+);
+
+fn draining(setup: &Setup, milliseconds: u64) -> Reactor {
+    setup.build(setup.builder().drain_timeout(Duration::from_millis(milliseconds)))
+}
+
+fn r4_what_was_written_is_sent_and_nobody_new_is_served(setup: &Setup) {
+    const MUCH: usize = 4 << 20;
+    let script = Script::new().on_made(|cx, conn| {
+        if conn.number < 5 {
+            let _ = cx.transport.write(&pattern(conn.number as u64, MUCH));
+        }
+    });
+    let mut server = script.serve(draining(setup, 20_000));
+    let mut peers: Vec<_> = (0..5).map(|number| server.dial_made(number)).collect();
+    // Until it has written.
+    for number in 0..5 {
+        server.journal.id(number);
+    }
+    // What was not read before is not delivered, and does not destroy the output (C7).
+    peers.iter_mut().for_each(|peer| peer.write(b"unread"));
+    let (address, begun) = (server.address(), Instant::now());
+    server.running.reactor.stop().unwrap();
+    loop {
+        match TcpStream::connect(address) {
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => break,
+            // The port is being closed just now.
+            _ => assert!(begun.elapsed() < Duration::from_secs(10), "the port is still open"),
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    for (number, peer) in peers.iter_mut().enumerate() {
+        let (got, end) = peer.read_to_end();
+        assert_same(&got, &pattern(number as u64, MUCH));
+        assert_eq!(end, End::Fin);
+    }
+    drop(peers);
+    server.running.wait().unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(15), "it waited for nobody");
+    for number in 0..5 {
+        assert_eq!(server.journal.wait_lost(number), "Lost(Shutdown)");
+    }
+    assert_eq!(server.count(Count::BytesUnsent), 0);
+}
+
+fn r4_what_has_not_gone_in_time_is_counted(setup: &Setup) {
+    const MUCH: usize = 8 << 20;
+    let script = Script::new().on_made(|cx, _| {
+        let _ = cx.transport.write(&[b'.'; MUCH]);
+    });
+    let mut server = script.serve(draining(setup, 200));
+    let mut peer = Peer::dial_narrow(server.address(), 4096);
+    server.journal.id(0);
+    let begun = Instant::now();
+    server.stop();
+    assert!(begun.elapsed() >= Duration::from_millis(200), "it did not wait");
+    assert_eq!(server.journal.wait_lost(0), "Lost(Shutdown)");
+    let (sent, unsent) = (server.count(Count::BytesSent), server.count(Count::BytesUnsent));
+    assert!(unsent > 0, "the kernel took it all");
+    assert_eq!(sent + unsent, MUCH as u64);
+    assert_eq!(peer.read_to_end().0.len() as u64, sent);
+}
+
+fn r4_no_byte_is_lost_under_load(setup: &Setup) {
+    for round in 0..10 {
+        // Now and then the time is too short for all.
+        let milliseconds = if round % 3 == 0 { 1 } else { 10_000 };
+        let written = Arc::new(AtomicU64::new(0));
+        let taken = Arc::clone(&written);
+        let script = Script::new().on_data(move |cx, _, data| {
+            if cx.transport.write(data) != Write::Closed {
+                taken.fetch_add(data.len() as u64, SeqCst);
+            }
+        });
+        let mut server = script.serve(draining(setup, milliseconds));
+        let clients: Vec<_> = (0..4).map(|number| thread::spawn(load(server.dial_made(number)))).collect();
+        while server.count(Count::BytesSent) < 300_000 {
+            thread::yield_now();
+        }
+        server.stop();
+        let got: usize = clients.into_iter().map(|client| client.join().unwrap()).sum();
+        let (sent, unsent) = (server.count(Count::BytesSent), server.count(Count::BytesUnsent));
+        assert_eq!(sent + unsent, written.load(SeqCst));
+        assert!(got as u64 <= sent, "{got} bytes came back of {sent}");
+    }
+}
+
+/// Asks again and again; how many bytes came back before the end.
+fn load(mut peer: Peer) -> impl FnOnce() -> usize {
+    move || {
+        let mut writing = peer.share();
+        let writer = thread::spawn(move || while writing.0.write_all(&[b'x'; 20_000]).is_ok() {});
+        let mut buffer = vec![0; 100_000];
+        let mut got = 0;
+        while let Ok(count @ 1..) = peer.read_some(&mut buffer) {
+            got += count;
+        }
+        drop(peer);
+        writer.join().unwrap();
+        got
+    }
+}
