@@ -347,7 +347,9 @@ impl Connection {
         limits: &Limits,
     ) {
         self.output.came_back(batch, n, pool, limits.output_low);
-        self.mind_producer(n);
+        if self.rare.is_some() {
+            self.mind_producer(n);
+        }
         if let Some(errno) = failed {
             self.send_failed(errno, pool);
         }
