@@ -123,12 +123,17 @@ fn e3_the_least_queues_serve_many(setup: &Setup) {
 
 fn e4_an_overflowing_completion_queue_loses_nothing(setup: &Setup) {
     const CLIENTS: usize = 100;
-    let gate = Gate::default();
-    let wait = gate.clone();
+    let (inside, gate) = (Gate::default(), Gate::default());
+    let (tell, wait) = (inside.clone(), gate.clone());
     let builder = setup.builder().uring(setup.uring().queues(2, 4).buffers(128, 4096));
     let server = Script::echo().serve(setup.build(builder));
     let mut clients: Vec<Peer> = (0..CLIENTS).map(|number| server.dial_made(number)).collect();
-    server.running.reactor.call_from_thread(move |_| wait.pass());
+    server.running.reactor.call_from_thread(move |_| {
+        tell.open();
+        wait.pass();
+    });
+    // Else it may sleep in the kernel until all have written, and be told of them one by one.
+    inside.pass();
     for (number, client) in clients.iter_mut().enumerate() {
         client.write(&pattern(number as u64, 100));
     }
