@@ -38,6 +38,8 @@ pub(super) enum Stage {
     Ended,
     /// The peer's end is awaited.
     Closing,
+    /// It ended before that, which has been told. A reset may still be heard of behind the FIN.
+    Lost,
 }
 
 /// A request under way.

@@ -120,10 +120,7 @@ impl<W: Wire> Engine<'_, W> {
             Err(Errno::EINTR | Errno::EAGAIN) => self.wire.receive(slot),
             Ok(None) => self.ended(slot),
             Err(Errno::ECONNRESET) if self.is_told_to_part(slot) => self.ended(slot),
-            Err(errno) => {
-                self.connected -= 1;
-                self.broken("receive", slot, errno);
-            }
+            Err(errno) => self.receive_failed(slot, errno),
         }
     }
 

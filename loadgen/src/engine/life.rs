@@ -77,14 +77,28 @@ impl<W: Wire> Engine<'_, W> {
             Stage::Closing => self.put_away(slot, Farewell::Close),
             // Once more if it is told again, by what becomes of the own send.
             Stage::Served | Stage::Ended => self.connections[slot].stage = Stage::Ended,
+            Stage::Lost => {}
             _ => {
-                self.connected -= 1;
                 match self.verdict(slot) {
                     Some(finding) => self.failures.wrong(slot, self.connections[slot].due, &finding),
                     None => self.failures.closed(slot, &state(self.load, &self.connections, slot)),
                 }
+                self.lost(slot);
             }
         }
+    }
+
+    /// Receiving has failed.
+    pub(super) fn receive_failed(&mut self, slot: usize, errno: Errno) {
+        if self.connections[slot].stage != Stage::Lost {
+            self.broken("receive", slot, errno);
+            self.lost(slot);
+        }
+    }
+
+    fn lost(&mut self, slot: usize) {
+        self.connected -= 1;
+        self.connections[slot].stage = Stage::Lost;
     }
 
     pub(super) fn broken(&mut self, phase: &'static str, slot: usize, errno: Errno) {
