@@ -104,7 +104,8 @@ fn in_every_mode(client: &str) {
             let test = format!("mode-{name}-{backend}");
             let run = briefly(client, &test, &[&["--backend", backend], line].concat());
             assert_agreed(&run);
-            assert_eq!((count(&run, "connections_made"), count(&run, "connections_alive")), (4, 4));
+            let counts = &cell(&run)["counts"];
+            assert_eq!((&counts["connections_made"], &counts["connections_alive"]), (&4.into(), &4.into()));
             let audience = if name.starts_with("push") { 4 } else { 1 };
             let sent = count(&run, "bytes_sent_all_phases");
             if !line.contains(&"-s") {
@@ -489,7 +490,8 @@ fn connections_are_kept_for_further_responses() {
             let run =
                 get(client, &format!("kept-{depth}"), http(|_| (PAGE.to_vec(), Then::GoOn)), &["-p", depth]);
             assert_right(&run);
-            assert_eq!((count(&run, "connections_made"), count(&run, "connections_alive")), (4, 4));
+            let counts = &cell(&run)["counts"];
+            assert_eq!((&counts["connections_made"], &counts["connections_alive"]), (&4.into(), &4.into()));
         }
     }
 }
@@ -700,7 +702,7 @@ fn who_pauses_asks_no_more_often_than_that() {
         assert_right(&run);
         let window = cell(&run)["window_seconds"].as_f64().expect("a figure");
         let most = 10.0 * (window / 0.05 + 1.0);
-        let requests = count(&run, "requests") as f64;
+        let requests = cell(&run)["counts"]["requests"].as_f64().expect("a figure");
         assert!((most / 3.0..=most).contains(&requests), "{requests} of {most} at most");
     }
 }
