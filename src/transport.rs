@@ -66,7 +66,7 @@ pub(crate) enum SocketFlag {
 }
 
 /// One end of a connection. None of its methods blocks, does I/O or calls back before it returns:
-/// output is gathered and handed to the kernel once a turn, and everything else takes effect there too.
+/// output is gathered and handed to the kernel after the callback or at the end of the turn, and everything else takes effect there too.
 ///
 /// Once the connection is lost, every method does nothing.
 pub struct Transport<'a> {
