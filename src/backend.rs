@@ -26,13 +26,13 @@ pub(crate) mod memory;
 pub(crate) mod threads;
 pub(crate) mod uring;
 
-use std::{io, net::SocketAddr, os::fd::BorrowedFd, os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{io, os::fd::BorrowedFd, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use crate::{
     error::Errno,
     id::{ConnId, PortKey},
     output::Batch,
-    sys::{Listener, Socket},
+    sys::{Listener, Name, Socket},
 };
 
 /// What happened.
@@ -86,7 +86,7 @@ pub(crate) trait Proactor {
     /// Ends a port; [`Event::Unlistened`] follows.
     fn unlisten(&mut self, port: PortKey);
     /// Begins to connect a socket, which is adopted by it; [`Event::Connected`] follows.
-    fn connect(&mut self, id: ConnId, socket: OwnedFd, address: SocketAddr);
+    fn connect(&mut self, id: ConnId, socket: OwnedFd, name: &Name);
     /// Takes an accepted socket under this id.
     fn adopt(&mut self, id: ConnId, socket: Socket);
     /// Closes an accepted socket that nobody wants.

@@ -3,11 +3,13 @@
 use std::{
     error, fmt,
     net::{IpAddr, SocketAddr},
+    os::fd::OwnedFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
 use crate::{
+    address::Address,
     factory_handle::HostToken,
     id::{ConnId, HostKey},
     reactor::{Command, Core, Reactor},
@@ -30,8 +32,10 @@ pub struct ConnectOptions {
 /// Where a connector connects to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Destination {
-    Address(SocketAddr),
+    Address(Address),
     Name(String, u16),
+    /// Nowhere: the socket came connected.
+    Adopted,
 }
 
 impl ConnectOptions {
@@ -47,6 +51,11 @@ impl ConnectOptions {
         self
     }
 
+    /// One address, whatever its kind.
+    pub(crate) fn to(address: Address) -> Self {
+        Self::new(Destination::Address(address))
+    }
+
     fn new(destination: Destination) -> Self {
         Self { destination, timeout: Duration::from_secs(30), bind: None }
     }
@@ -54,7 +63,7 @@ impl ConnectOptions {
 
 impl From<SocketAddr> for ConnectOptions {
     fn from(address: SocketAddr) -> Self {
-        Self::new(Destination::Address(address))
+        Self::to(address.into())
     }
 }
 
@@ -133,6 +142,8 @@ struct Shared {
     core: Weak<Core>,
     host: Arc<HostToken>,
     options: ConnectOptions,
+    /// The socket of a connection that somebody else has made, until it is used.
+    adopted: Mutex<Option<OwnedFd>>,
     current: Mutex<Current>,
 }
 
@@ -150,6 +161,20 @@ struct Current {
 
 impl Connector {
     pub(crate) fn new(core: &Arc<Core>, host: Arc<HostToken>, options: ConnectOptions) -> Self {
+        Self::with(core, host, options, None)
+    }
+
+    /// For a connection that somebody else has made.
+    pub(crate) fn adopting(core: &Arc<Core>, host: Arc<HostToken>, socket: OwnedFd) -> Self {
+        Self::with(core, host, ConnectOptions::new(Destination::Adopted), Some(socket))
+    }
+
+    fn with(
+        core: &Arc<Core>,
+        host: Arc<HostToken>,
+        options: ConnectOptions,
+        adopted: Option<OwnedFd>,
+    ) -> Self {
         let current = Current {
             state: ConnectorState::Disconnected,
             attempt: Attempt(0),
@@ -158,7 +183,8 @@ impl Connector {
             told_to_stop: false,
         };
         let core = Arc::downgrade(core);
-        Self { shared: Arc::new(Shared { core, host, options, current: Mutex::new(current) }) }
+        let (adopted, current) = (Mutex::new(adopted), Mutex::new(current));
+        Self { shared: Arc::new(Shared { core, host, options, adopted, current }) }
     }
 
     /// Begins an attempt.
@@ -219,11 +245,12 @@ impl Connector {
         self.current().state
     }
 
-    /// Whom it connects to: `host:port`.
+    /// Whom it connects to: `host:port`, or the name of a Unix socket.
     pub fn get_destination(&self) -> String {
         match &self.shared.options.destination {
             Destination::Address(address) => address.to_string(),
             Destination::Name(name, port) => format!("{name}:{port}"),
+            Destination::Adopted => "an adopted descriptor".to_owned(),
         }
     }
 
@@ -242,6 +269,16 @@ impl Connector {
 impl Connector {
     pub(crate) fn host(&self) -> HostKey {
         self.shared.host.key()
+    }
+
+    /// The socket of a connection that somebody else has made, once.
+    pub(crate) fn take_adopted(&self) -> Option<OwnedFd> {
+        self.shared.adopted.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Whether the factory hears of it: not of a connection that it has not asked for.
+    pub(crate) fn concerns_factory(&self) -> bool {
+        self.shared.options.destination != Destination::Adopted
     }
 
     pub(crate) fn downgrade(&self) -> WeakConnector {

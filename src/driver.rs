@@ -135,7 +135,7 @@ impl OpenPort {
     /// Logs that accepting failed, unless that has been said lately.
     pub(crate) fn log_failure(&mut self, now: Instant, cause: &str, remedy: &str) {
         if self.quiet_until.is_none_or(|until| now >= until) {
-            let (factory, port) = (self.port.factory_name(), self.port.number());
+            let (factory, port) = (self.port.factory_name(), self.port.name());
             log::error!("{factory} on {port} could not accept a connection: {cause}; {remedy}");
         }
         self.quiet_until = Some(now + QUIET);

@@ -76,6 +76,13 @@ pub enum Error {
         /// What the kernel, or the name resolver, said.
         cause: io::Error,
     },
+    /// A descriptor that came from elsewhere is not what it is said to be.
+    CannotAdopt {
+        /// Its number.
+        descriptor: i32,
+        /// What it is, or what the kernel said.
+        cause: io::Error,
+    },
     /// `start_factory` returned an error, so its port was never opened.
     StartFactory {
         /// The factory's type name.
@@ -117,6 +124,9 @@ impl Clone for Error {
             Self::CannotListen { address, cause } => {
                 Self::CannotListen { address: address.clone(), cause: same(cause) }
             }
+            Self::CannotAdopt { descriptor, cause } => {
+                Self::CannotAdopt { descriptor: *descriptor, cause: same(cause) }
+            }
             Self::StartFactory { factory, cause } => Self::StartFactory { factory, cause: same(cause) },
             Self::AlreadyRunning => Self::AlreadyRunning,
             Self::NotRunning => Self::NotRunning,
@@ -148,6 +158,9 @@ impl fmt::Display for Error {
                 "cannot listen on {address}: {cause}; stop the program that holds the port, or choose another (0 lets the kernel choose)"
             ),
             Self::CannotListen { address, cause } => write!(f, "cannot listen on {address}: {cause}"),
+            Self::CannotAdopt { descriptor, cause } => {
+                write!(f, "cannot adopt descriptor {descriptor}: {cause}")
+            }
             Self::StartFactory { factory, cause } => {
                 write!(f, "start_factory of {factory} failed: {cause}")
             }
@@ -168,6 +181,7 @@ impl error::Error for Error {
     fn source(&self) -> Option<&(dyn error::Error + 'static)> {
         match self {
             Self::CannotListen { cause, .. }
+            | Self::CannotAdopt { cause, .. }
             | Self::StartFactory { cause, .. }
             | Self::System { cause, .. } => Some(cause),
             _ => None,

@@ -222,6 +222,7 @@ impl Driver for EventLoop {
             Some(TimerCall::Reactor(call)) => make_call(&self.reactor, call),
             Some(TimerCall::Factory(host, call)) => self.call_factory(host, call),
             Some(TimerCall::Connection(id, call)) => self.call_protocol(id, call),
+            Some(TimerCall::ConnectAgain(connector, attempt)) => self.connect_again(&connector, attempt),
             Some(TimerCall::ConnectTimeout(connector, attempt)) => {
                 self.connect_timed_out(&connector, attempt);
             }

@@ -97,13 +97,13 @@ pub(crate) fn tell_factory<F: Factory>(
         match (event, hooks) {
             (FactoryEvent::Start, _) => return factory.start_factory(&mut cx),
             (FactoryEvent::Stop, _) => factory.stop_factory(&mut cx),
-            (FactoryEvent::StartedConnecting(connector), Some(hooks)) => {
+            (FactoryEvent::StartedConnecting(connector), Some(hooks)) if connector.concerns_factory() => {
                 (hooks.started)(factory, &mut cx, connector);
             }
-            (FactoryEvent::ConnectFailed(connector, error), Some(hooks)) => {
+            (FactoryEvent::ConnectFailed(connector, error), Some(hooks)) if connector.concerns_factory() => {
                 (hooks.failed)(factory, &mut cx, connector, error);
             }
-            (FactoryEvent::ConnectLost(connector, reason), Some(hooks)) => {
+            (FactoryEvent::ConnectLost(connector, reason), Some(hooks)) if connector.concerns_factory() => {
                 (hooks.lost)(factory, &mut cx, connector, reason);
             }
             (FactoryEvent::Call(call), _) => {
@@ -111,7 +111,7 @@ pub(crate) fn tell_factory<F: Factory>(
                     (call.0)(factory, &mut cx);
                 }
             }
-            (_, None) => {}
+            _ => {}
         }
         Ok(())
     });

@@ -121,9 +121,10 @@ mod thread_pool;
 mod threaded;
 mod timer;
 mod transport;
+mod unix_options;
 mod wrapper;
 
-pub use address::Address;
+pub use address::{Address, UnixAddress};
 pub use builder::ReactorBuilder;
 pub use call_in_thread::ThreadError;
 pub use connector::{ConnectOptions, Connector, ConnectorError, ConnectorState};
@@ -144,6 +145,7 @@ pub use reconnector::Reconnector;
 pub use stats::{Count, Stats, Syscall};
 pub use system_event::{Phase, StopHold, SystemEvent, SystemEventTrigger};
 pub use transport::{Connections, Transport};
+pub use unix_options::{UnixConnectOptions, UnixListenOptions};
 pub use wrapper::WrappingFactory;
 
 /// The pure rooms, for the benchmarks under `bench/`. No promise of stability covers them.

@@ -102,7 +102,7 @@ struct Shared {
     factory_name: &'static str,
     /// Until the port has ended: a handle that is kept must not keep the descriptor.
     listener: Mutex<Option<Arc<Listener>>>,
-    address: SocketAddr,
+    address: Address,
     stopped: AtomicBool,
     ending: Mutex<Ending>,
 }
@@ -120,7 +120,7 @@ impl Port {
         host: HostKey,
         factory_name: &'static str,
         listener: Listener,
-        address: SocketAddr,
+        address: Address,
     ) -> Self {
         Self {
             shared: Arc::new(Shared {
@@ -138,7 +138,7 @@ impl Port {
 
     /// The address that is listened on, with the real port if 0 was asked for.
     pub fn get_host(&self) -> Address {
-        Address::Tcp(self.shared.address)
+        self.shared.address.clone()
     }
 
     /// Closes the port. From here on no connection is accepted, and the address may be listened on
@@ -208,8 +208,28 @@ impl Port {
         self.shared.listener.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(crate) fn number(&self) -> u16 {
-        self.shared.address.port()
+    /// Its number, or the name of its Unix socket.
+    pub(crate) fn name(&self) -> String {
+        name(&self.shared.address)
+    }
+
+    /// What the log calls it, as Twisted does: `TCP Port 8000`, `UNIX Port /run/web.sock`.
+    pub(crate) fn label(&self) -> String {
+        label(&self.shared.address)
+    }
+}
+
+/// The number of a port, or the name of its Unix socket.
+pub(crate) fn name(address: &Address) -> String {
+    address.port().map_or_else(|| address.to_string(), |number| number.to_string())
+}
+
+/// What the log calls a port.
+pub(crate) fn label(address: &Address) -> String {
+    match address {
+        Address::Tcp(address) => format!("TCP Port {}", address.port()),
+        Address::Udp(address) => format!("UDP Port {}", address.port()),
+        address => format!("UNIX Port {address}"),
     }
 }
 

@@ -7,7 +7,6 @@ use std::{
     cell::Cell,
     collections::VecDeque,
     fmt,
-    net::SocketAddr,
     ops::Deref,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
@@ -17,6 +16,7 @@ use std::{
 };
 
 use crate::{
+    address::Address,
     connector::{Attempt, Connector},
     delayed_call::DelayedCall,
     error::Error,
@@ -52,7 +52,7 @@ pub(crate) enum Command {
     /// Begin a connection attempt.
     Connect(Connector),
     /// A name has been resolved for a connection attempt.
-    Resolved(Connector, Attempt, std::io::Result<Vec<SocketAddr>>),
+    Resolved(Connector, Attempt, std::io::Result<Vec<Address>>),
     /// End a connection attempt because the user said so.
     StopConnecting(Connector, Attempt),
     /// Close the connection of a connector.
@@ -67,6 +67,7 @@ pub(crate) enum TimerCall {
     Factory(HostKey, ErasedCall),
     Connection(ConnId, ErasedCall),
     ConnectTimeout(Connector, Attempt),
+    ConnectAgain(Connector, Attempt),
     AcceptAgain(PortKey),
 }
 

@@ -5,11 +5,12 @@
 
 use std::{
     io,
-    net::{SocketAddr, ToSocketAddrs},
+    net::ToSocketAddrs,
     sync::{Arc, LazyLock, Weak},
 };
 
 use crate::{
+    address::Address,
     connector::{Attempt, Connector, WeakConnector},
     reactor::{Command, Core, Reactor},
     thread_pool::{THREADS_MAX, ThreadPool},
@@ -25,7 +26,7 @@ struct Question {
 }
 
 impl Question {
-    fn answer(self, addresses: io::Result<Vec<SocketAddr>>) {
+    fn answer(self, addresses: io::Result<Vec<Address>>) {
         if let (Some(core), Some(connector)) = (self.core.upgrade(), self.connector.upgrade()) {
             Reactor { core }.push(Command::Resolved(connector, self.attempt, addresses));
         }
@@ -38,7 +39,7 @@ pub(crate) fn start(reactor: &Reactor, connector: &Connector, attempt: Attempt, 
     let question = Question { core, connector, attempt };
     let job = Box::new(move |thread: io::Result<()>| {
         let addresses = thread.and_then(|()| (name.as_str(), port).to_socket_addrs());
-        question.answer(addresses.map(Iterator::collect));
+        question.answer(addresses.map(|found| found.map(Address::Tcp).collect()));
     });
     // This pool is never closed.
     let _ = THREADS.start(job);

@@ -1,8 +1,14 @@
 //! What a program asks of a reactor: run, listen, connect. Here the user's side meets the drivers.
 
-use std::{any::type_name, sync::Arc};
+use std::{
+    any::type_name,
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+    sync::Arc,
+};
 
 use crate::{
+    address::Address,
     backend::{self, Proactor},
     connector::{ConnectOptions, Connector},
     driver::call_triggers,
@@ -16,9 +22,10 @@ use crate::{
     port::{ListenOptions, Port},
     reactor::{Command, Reactor, State},
     signals::Subscription,
-    sys::Listener,
+    sys::{self, Listener},
     system_event::{Phase, SystemEvent},
     threaded,
+    unix_options::{UnixConnectOptions, UnixListenOptions},
 };
 
 impl Reactor {
@@ -119,12 +126,87 @@ impl Reactor {
         factory: impl IntoFactory<F>,
     ) -> Result<Port, Error> {
         let options = options.into();
-        let (listener, address) =
-            bind(&options).map_err(|cause| Error::CannotListen { address: options.describe(), cause })?;
+        let listener = bind(&options).and_then(with_address);
+        self.listen(listener.map_err(|cause| cannot_listen(options.describe(), cause))?, factory)
+    }
+
+    /// Listens on a Unix stream socket and serves it with this factory. A socket file that a process has left behind is taken over;
+    /// the port's end removes the file.
+    ///
+    /// ```no_run
+    /// # use ringspun::{Cx, Error, Protocol, Reactor, Serve, UnixListenOptions};
+    /// # struct Echo;
+    /// # impl<F> Protocol<F> for Echo { fn data_received(&mut self, _: &mut Cx<'_, F>, _: &[u8]) {} }
+    /// # fn serve(reactor: &Reactor) -> Result<(), Error> {
+    /// reactor.listen_unix(UnixListenOptions::from("/run/echo.sock").mode(0o660), Serve(|| Echo))?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// At once, if the name cannot be had: somebody listens there, the file is no socket, the name is too long.
+    ///
+    /// # Panics
+    /// If the factory's handle belongs to another reactor.
+    pub fn listen_unix<F: Factory>(
+        &self,
+        options: impl Into<UnixListenOptions>,
+        factory: impl IntoFactory<F>,
+    ) -> Result<Port, Error> {
+        let options = options.into();
+        let listener = Listener::bind_unix(&options.address, options.backlog, options.mode);
+        let listener = listener.and_then(with_address);
+        self.listen(listener.map_err(|cause| cannot_listen(options.address.to_string(), cause))?, factory)
+    }
+
+    /// Serves a TCP or Unix socket that listens already, as another process has handed it over (Twisted's `adoptStreamPort`). What options it
+    /// has are not touched, but for `O_NONBLOCK`, which all who share it share.
+    ///
+    /// # Errors
+    /// If it is no stream socket, or does not listen.
+    ///
+    /// # Panics
+    /// If the factory's handle belongs to another reactor.
+    pub fn adopt_stream_port<F: Factory>(
+        &self,
+        socket: OwnedFd,
+        factory: impl IntoFactory<F>,
+    ) -> Result<Port, Error> {
+        let descriptor = socket.as_raw_fd();
+        let listener = Listener::adopt(socket).and_then(with_address);
+        self.listen(listener.map_err(|cause| Error::CannotAdopt { descriptor, cause })?, factory)
+    }
+
+    /// Serves a TCP or Unix connection that has been made already, as another process has handed it over (Twisted's
+    /// `adoptStreamConnection`). The factory builds its protocol as for one that a port has accepted.
+    ///
+    /// # Errors
+    /// If it is no connected stream socket.
+    ///
+    /// # Panics
+    /// If the factory's handle belongs to another reactor.
+    pub fn adopt_stream_connection<F: Factory>(
+        &self,
+        socket: OwnedFd,
+        factory: impl IntoFactory<F>,
+    ) -> Result<(), Error> {
+        sys::check_connected(&socket)
+            .map_err(|cause| Error::CannotAdopt { descriptor: socket.as_raw_fd(), cause })?;
+        let handle = self.own(factory.into_handle(self));
+        // A connector that has just been made is disconnected, so it can connect.
+        let _ = Connector::adopting(&self.core, handle.token(), socket).connect();
+        Ok(())
+    }
+
+    fn listen<F: Factory>(
+        &self,
+        (listener, address): (Listener, Address),
+        factory: impl IntoFactory<F>,
+    ) -> Result<Port, Error> {
         let handle = self.own(factory.into_handle(self));
         let name = factory_name::<F>();
-        log::info!("{name} starting on {}", address.port());
         let port = Port::new(&self.core, handle.key(), name, listener, address);
+        log::info!("{name} starting on {}", port.name());
         self.push(Command::Listen(port.clone()));
         Ok(port)
     }
@@ -138,10 +220,26 @@ impl Reactor {
         options: impl Into<ConnectOptions>,
         factory: impl IntoFactory<F>,
     ) -> Connector {
+        self.connect(options.into(), factory)
+    }
+
+    /// Connects to a Unix stream socket; the factory builds the protocol and is told how it goes.
+    ///
+    /// # Panics
+    /// If the factory's handle belongs to another reactor.
+    pub fn connect_unix<F: ClientFactory>(
+        &self,
+        options: impl Into<UnixConnectOptions>,
+        factory: impl IntoFactory<F>,
+    ) -> Connector {
+        self.connect(options.into().into(), factory)
+    }
+
+    fn connect<F: ClientFactory>(&self, options: ConnectOptions, factory: impl IntoFactory<F>) -> Connector {
         let handle = self.own(factory.into_handle(self));
         let hooks = Box::new(ClientHooks::<F>::new());
         self.push(Command::SetHooks(handle.key(), hooks));
-        let connector = Connector::new(&self.core, handle.token(), options.into());
+        let connector = Connector::new(&self.core, handle.token(), options);
         // A connector that has just been made is disconnected, so it can connect.
         let _ = connector.connect();
         if self.core.state() == State::Stopped {
@@ -157,13 +255,20 @@ impl Reactor {
     }
 }
 
-fn bind(options: &ListenOptions) -> std::io::Result<(Listener, std::net::SocketAddr)> {
+fn bind(options: &ListenOptions) -> io::Result<Listener> {
     let ip = options.interface.as_ref().copied().map_err(|word| {
-        std::io::Error::other(format!("{word:?} is no IP address; give one such as 127.0.0.1 or ::1"))
+        io::Error::other(format!("{word:?} is no IP address; give one such as 127.0.0.1 or ::1"))
     })?;
-    let listener = Listener::bind((ip, options.port).into(), options.backlog, options.reuse_port)?;
+    Listener::bind_tcp((ip, options.port).into(), options.backlog, options.reuse_port)
+}
+
+fn with_address(listener: Listener) -> io::Result<(Listener, Address)> {
     let address = listener.address()?;
     Ok((listener, address))
+}
+
+fn cannot_listen(address: String, cause: io::Error) -> Error {
+    Error::CannotListen { address, cause }
 }
 
 /// Ends what was queued and will never run. Dropping it may queue more, which is dropped at once.

@@ -1,24 +1,32 @@
 //! Sockets and descriptors: the system calls that the backends share, each of them safe to call.
 
+mod listener;
+mod name;
+
 use std::{
     io::{self, IoSlice},
     net::SocketAddr,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
     sync::{Mutex, PoisonError},
+    time::Duration,
 };
 
 use nix::{
     errno::Errno as NixErrno,
+    fcntl::{FcntlArg, OFlag, fcntl},
     sys::{
         eventfd::{EfdFlags, EventFd},
         resource::{Resource, getrlimit},
-        socket::{
-            self, AddressFamily, Backlog, MsgFlags, Shutdown, SockFlag, SockType, SockaddrStorage, sockopt,
-        },
+        socket::{self, AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, SockaddrStorage, sockopt},
     },
 };
 
-use crate::{error::Errno, output::Batch, stats::Syscall};
+use crate::{address::Address, error::Errno, output::Batch, stats::Syscall};
+
+pub(crate) use self::{
+    listener::Listener,
+    name::{Name, local_address, peer_address},
+};
 
 /// A send takes at most this many pieces at once; the rest follows.
 pub(crate) const SLICES_MAX: usize = 64;
@@ -30,62 +38,22 @@ pub(crate) enum Socket {
     Direct(u32),
 }
 
-/// A bound and listening TCP socket.
-#[derive(Debug)]
-pub(crate) struct Listener(OwnedFd);
-
-impl Listener {
-    /// Binds and listens. Options set here are inherited by every accepted socket.
-    pub(crate) fn bind(address: SocketAddr, backlog: u32, reuse_port: bool) -> io::Result<Self> {
-        let fd = tcp_socket(address)?;
-        socket::setsockopt(&fd, sockopt::ReuseAddr, &true)?;
-        if reuse_port {
-            socket::setsockopt(&fd, sockopt::ReusePort, &true)?;
-        }
-        if address.is_ipv6() {
-            socket::setsockopt(&fd, sockopt::Ipv6V6Only, &true)?;
-        }
-        for_small_messages(&fd)?;
-        socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(address))?;
-        socket::listen(&fd, Backlog::new(backlog.min(i32::MAX as u32) as i32)?)?;
-        Ok(Self(fd))
-    }
-
-    pub(crate) fn address(&self) -> io::Result<SocketAddr> {
-        local_address(self.0.as_fd()).ok_or_else(|| io::Error::other("getsockname gave no IP address"))
-    }
-
-    /// Accepts one connection as a non-blocking, close-on-exec descriptor.
-    pub(crate) fn accept(&self) -> Result<OwnedFd, Errno> {
-        let fd = socket::accept4(self.0.as_raw_fd(), SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC)?;
-        // SAFETY: accept4 has just returned this descriptor, and nobody else knows it.
-        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-    }
-
-    /// Accepts one connection as a descriptor whose reads wait. The listener itself does not wait.
-    pub(crate) fn accept_blocking(&self) -> Result<OwnedFd, Errno> {
-        let fd = socket::accept4(self.0.as_raw_fd(), SockFlag::SOCK_CLOEXEC)?;
-        // SAFETY: accept4 has just returned this descriptor, and nobody else knows it.
-        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-    }
-
-    /// Stops accepting at once and frees the address, though the descriptor stays open.
-    pub(crate) fn stop(&self) {
-        let _ = socket::shutdown(self.0.as_raw_fd(), Shutdown::Read);
-    }
-}
-
-impl AsFd for Listener {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
-/// A new non-blocking TCP socket of the address's family.
-fn tcp_socket(address: SocketAddr) -> Result<OwnedFd, Errno> {
-    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+/// A new non-blocking socket.
+fn new_socket(family: AddressFamily, kind: SockType) -> Result<OwnedFd, Errno> {
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    Ok(socket::socket(family, SockType::Stream, flags, None)?)
+    Ok(socket::socket(family, kind, flags, None)?)
+}
+
+/// Whether a descriptor that came from elsewhere is a socket of this kind.
+fn expect_socket(fd: &OwnedFd, kind: SockType) -> io::Result<()> {
+    let wrong = |cause: &str| Err(io::Error::new(io::ErrorKind::InvalidInput, cause));
+    match socket::getsockopt(fd, sockopt::SockType) {
+        Ok(found) if found == kind => Ok(()),
+        Ok(_) if kind == SockType::Stream => wrong("it is not a stream socket"),
+        Ok(_) => wrong("it is not a datagram socket"),
+        Err(NixErrno::ENOTSOCK) => wrong("it is not a socket"),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 /// Sends small writes at once, and keeps urgent data in line, so that a short read is the last one.
@@ -101,27 +69,47 @@ pub(crate) enum ClientSocketError {
     Other(Errno),
 }
 
-/// A socket for a connection attempt, bound to `bind` if that is given.
+/// A socket for a connection attempt, bound to `bind` if that is given, and the name to connect it to.
 pub(crate) fn client_socket(
-    address: SocketAddr,
+    address: &Address,
     bind: Option<SocketAddr>,
-) -> Result<OwnedFd, ClientSocketError> {
-    let fd = tcp_socket(address).map_err(ClientSocketError::Other)?;
-    for_small_messages(&fd).map_err(ClientSocketError::Other)?;
+) -> Result<(OwnedFd, Name), ClientSocketError> {
+    let name = Name::of(address).map_err(ClientSocketError::Other)?;
+    let fd = new_socket(name.family(), SockType::Stream).map_err(ClientSocketError::Other)?;
+    if name.family() != AddressFamily::Unix {
+        for_small_messages(&fd).map_err(ClientSocketError::Other)?;
+    }
     if let Some(local) = bind {
         socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(local))
             .map_err(|errno| ClientSocketError::Bind(local, errno.into()))?;
     }
-    Ok(fd)
+    Ok((fd, name))
 }
 
 /// Begins to connect. `Ok(true)` if that was done at once.
-pub(crate) fn connect(fd: BorrowedFd<'_>, address: SocketAddr) -> Result<bool, Errno> {
-    match socket::connect(fd.as_raw_fd(), &SockaddrStorage::from(address)) {
+pub(crate) fn connect(fd: BorrowedFd<'_>, name: &Name) -> Result<bool, Errno> {
+    match socket::connect(fd.as_raw_fd(), name.raw()) {
         Ok(()) => Ok(true),
         Err(NixErrno::EINPROGRESS | NixErrno::EINTR) => Ok(false),
         Err(errno) => Err(errno.into()),
     }
+}
+
+/// Whether a descriptor that came from elsewhere is a connection; it answers EAGAIN instead of waiting from here on.
+pub(crate) fn check_connected(fd: &OwnedFd) -> io::Result<()> {
+    expect_socket(fd, SockType::Stream)?;
+    if peer_address(fd.as_fd()).is_none() {
+        return Err(io::Error::new(io::ErrorKind::NotConnected, "it is a socket that is not connected"));
+    }
+    Ok(set_nonblocking(fd.as_fd())?)
+}
+
+/// How long a connection attempt rests when the server's backlog is full.
+pub(crate) const FULL_BACKLOG_PAUSE: Duration = Duration::from_millis(10);
+
+/// Whether an attempt failed only because too many wait before it: a Unix socket says so at once, where TCP would ask again.
+pub(crate) fn is_full_backlog(address: &Address, errno: Errno) -> bool {
+    matches!(address, Address::Unix(_)) && errno.raw() == libc::EAGAIN
 }
 
 /// The error that a socket holds, which is how an attempt to connect ends.
@@ -185,25 +173,18 @@ pub(crate) fn resets_on_close(fd: BorrowedFd<'_>) -> bool {
 
 /// Makes reads and writes of a descriptor wait.
 pub(crate) fn set_blocking(fd: BorrowedFd<'_>) -> Result<(), Errno> {
-    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    change_flags(fd, |flags| flags.difference(OFlag::O_NONBLOCK))
+}
+
+/// Makes reads and writes of a descriptor answer EAGAIN instead of waiting.
+pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    change_flags(fd, |flags| flags.union(OFlag::O_NONBLOCK))
+}
+
+fn change_flags(fd: BorrowedFd<'_>, change: impl Fn(OFlag) -> OFlag) -> Result<(), Errno> {
     let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
-    fcntl(fd, FcntlArg::F_SETFL(flags.difference(OFlag::O_NONBLOCK)))?;
+    fcntl(fd, FcntlArg::F_SETFL(change(flags)))?;
     Ok(())
-}
-
-/// The address of a socket's peer, while it has one.
-pub(crate) fn peer_address(fd: BorrowedFd<'_>) -> Option<SocketAddr> {
-    ip_address(&socket::getpeername::<SockaddrStorage>(fd.as_raw_fd()).ok()?)
-}
-
-/// A socket's own address.
-pub(crate) fn local_address(fd: BorrowedFd<'_>) -> Option<SocketAddr> {
-    ip_address(&socket::getsockname::<SockaddrStorage>(fd.as_raw_fd()).ok()?)
-}
-
-fn ip_address(storage: &SockaddrStorage) -> Option<SocketAddr> {
-    let v4 = storage.as_sockaddr_in().map(|v4| SocketAddr::V4((*v4).into()));
-    v4.or_else(|| storage.as_sockaddr_in6().map(|v6| SocketAddr::V6((*v6).into())))
 }
 
 /// Reads `TCP_NODELAY`, after setting it if `set` says so.

@@ -324,7 +324,7 @@ impl Link for LoopLink<'_> {
             Side::Peer => sys::peer_address(fd),
             Side::Host => sys::local_address(fd),
         });
-        let Some(address) = asked.ok().flatten().map(Address::Tcp) else { return Address::Unknown };
+        let Some(address) = asked.ok().flatten() else { return Address::Unknown };
         if let Some(entry) = self.table.get(id) {
             let rare = entry.rare();
             *match side {

@@ -54,6 +54,7 @@ const USER_SIDE: &[&str] = &[
     "reconnector",
     "system_event",
     "transport",
+    "unix_options",
     "wrapper",
 ];
 
@@ -63,6 +64,7 @@ const JOINT: &[&str] =
 /// The only files with `unsafe` in them.
 const UNSAFE_FILES: &[&str] = &[
     "sys",
+    "sys/listener",
     "signals",
     "backend/uring",
     "backend/uring/accepting",

@@ -9,7 +9,6 @@
 use std::{
     collections::{HashMap, VecDeque},
     io,
-    net::SocketAddr,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::Arc,
     time::Duration,
@@ -23,7 +22,7 @@ use crate::{
     id::{ConnId, PortKey},
     output::Batch,
     stats::{Count, Counters, Syscall},
-    sys::{self, Listener, Reserve, Socket, Waker},
+    sys::{self, Listener, Name, Reserve, Socket, Waker},
 };
 
 /// Bytes of the loop's one receive buffer: it stays in the cache, and a fast peer fills it.
@@ -176,9 +175,9 @@ impl Proactor for EpollLoop {
         }
     }
 
-    fn connect(&mut self, id: ConnId, socket: OwnedFd, address: SocketAddr) {
+    fn connect(&mut self, id: ConnId, socket: OwnedFd, name: &Name) {
         self.io.counters.call(Syscall::Connect);
-        let begun = sys::connect(socket.as_fd(), address);
+        let begun = sys::connect(socket.as_fd(), name);
         self.io.adopt(id, socket);
         match begun {
             Ok(false) => self.io.slot(id).into_iter().for_each(|slot| slot.connecting = true),

@@ -1,17 +1,14 @@
 //! A kernel that is only memory: every connection of the first port sends the same message once a turn, and
 //! takes whatever it gets. What a reactor spends over it is the loop alone, which `bench/loop_in_memory.rs` measures.
 
-use std::{
-    collections::VecDeque, io, net::SocketAddr, os::fd::BorrowedFd, os::fd::OwnedFd, sync::Arc,
-    time::Duration,
-};
+use std::{collections::VecDeque, io, os::fd::BorrowedFd, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use super::{Event, Proactor, Sent, Sockets};
 use crate::{
     error::Errno,
     id::{ConnId, PortKey},
     output::Batch,
-    sys::{Listener, Socket},
+    sys::{Listener, Name, Socket},
 };
 
 /// See the top of this file.
@@ -65,7 +62,7 @@ impl Proactor for Memory {
         self.ready.push_back(Event::Unlistened { port });
     }
 
-    fn connect(&mut self, id: ConnId, _socket: OwnedFd, _address: SocketAddr) {
+    fn connect(&mut self, id: ConnId, _socket: OwnedFd, _name: &Name) {
         let errno = Some(Errno::from_raw(libc::ENETUNREACH));
         self.ready.push_back(Event::Connected { id, errno });
     }

@@ -19,14 +19,12 @@ pub(crate) mod wait;
 use std::{
     collections::{HashMap, VecDeque},
     io,
-    net::SocketAddr,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use io_uring::{opcode, squeue, types};
-use nix::sys::socket::{SockaddrLike, SockaddrStorage};
 
 use self::{
     accepting::{Accepting, close_stray},
@@ -44,7 +42,7 @@ use crate::{
     options::{Tier, UringOptions, WaitPolicy},
     output::Batch,
     stats::{Counters, Syscall},
-    sys::{self, Listener, Reserve, Socket, Waker},
+    sys::{self, Listener, Name, Reserve, Socket, Waker},
 };
 
 pub(crate) use prove::prove;
@@ -122,7 +120,7 @@ struct Slot {
     receiving: Receiving,
     ending: Ending,
     sending: Sending,
-    address: Option<Box<SockaddrStorage>>,
+    name: Option<Box<Name>>,
 }
 
 impl Slot {
@@ -134,7 +132,7 @@ impl Slot {
             receiving: Receiving::default(),
             ending: Ending::No,
             sending: Sending::default(),
-            address: None,
+            name: None,
         }
     }
 }
@@ -282,8 +280,8 @@ impl Proactor for Uring {
         self.io.unlisten(port);
     }
 
-    fn connect(&mut self, id: ConnId, socket: OwnedFd, address: SocketAddr) {
-        self.io.connect(id, socket, address);
+    fn connect(&mut self, id: ConnId, socket: OwnedFd, name: &Name) {
+        self.io.connect(id, socket, name);
     }
 
     fn adopt(&mut self, id: ConnId, socket: Socket) {
@@ -384,15 +382,15 @@ impl Io {
         unsafe { self.ring.push(cancel) };
     }
 
-    fn connect(&mut self, id: ConnId, socket: OwnedFd, address: SocketAddr) {
+    fn connect(&mut self, id: ConnId, socket: OwnedFd, name: &Name) {
         self.adopt(id, Socket::Fd(socket));
         let Some(slot) = self.slot(id) else { return };
         let Some(Socket::Fd(fd)) = &slot.socket else { return };
         let fd = types::Fd(fd.as_raw_fd());
         // Boxed, so that it stays where the kernel looks for it.
-        let address = slot.address.insert(Box::new(SockaddrStorage::from(address)));
-        let entry = opcode::Connect::new(fd, address.as_ptr(), address.len()).build();
-        // SAFETY: the address is dropped only with the slot, which outlives the operation.
+        let name = slot.name.insert(Box::new(name.clone())).raw();
+        let entry = opcode::Connect::new(fd, name.as_ptr(), name.len()).build();
+        // SAFETY: the name is dropped only with the slot, which outlives the operation.
         unsafe { self.push(id, Kind::Connect, entry) };
     }
 
@@ -430,7 +428,7 @@ impl Io {
         slot.ending = Ending::Reaping;
         slot.receiving.wanted = false;
         let (armed, sending) = (slot.receiving.armed.is_some(), slot.sending.is_patient());
-        let connecting = slot.address.is_some();
+        let connecting = slot.name.is_some();
         match &slot.socket {
             Some(Socket::Fd(fd)) if reset => {
                 sys::reset_on_close(fd.as_fd());

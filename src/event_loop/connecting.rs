@@ -3,11 +3,11 @@
 use std::{
     collections::{HashMap, VecDeque},
     io,
-    net::SocketAddr,
 };
 
 use super::EventLoop;
 use crate::{
+    address::Address,
     connector::{Attempt, Connector, Destination},
     driver::Driver,
     error::{Errno, Error},
@@ -17,7 +17,7 @@ use crate::{
     reason::{ConnectError, Reason},
     resolve,
     stats::Count,
-    sys::{self, ClientSocketError},
+    sys::{self, ClientSocketError, Socket},
     table::Stage,
     timer::TimerKey,
 };
@@ -30,7 +30,9 @@ pub(super) struct Attempts(HashMap<usize, Underway>);
 struct Underway {
     connector: Connector,
     attempt: Attempt,
-    addresses: VecDeque<SocketAddr>,
+    addresses: VecDeque<Address>,
+    /// The one that is being tried.
+    trying: Option<Address>,
     failure: Option<ConnectError>,
     timeout: TimerKey,
     socket: Option<ConnId>,
@@ -56,16 +58,38 @@ impl EventLoop {
             connector: connector.clone(),
             attempt,
             addresses: VecDeque::new(),
+            trying: None,
             failure: None,
             socket: None,
         };
         self.attempts.0.insert(connector.key(), underway);
         match &options.destination {
-            Destination::Address(address) => self.resolved(&connector, attempt, Ok(vec![*address])),
+            Destination::Address(address) => self.resolved(&connector, attempt, Ok(vec![address.clone()])),
             Destination::Name(name, port) => {
                 resolve::start(&self.reactor, &connector, attempt, name.clone(), *port);
             }
+            Destination::Adopted => self.adopt(&connector, attempt),
         }
+    }
+
+    /// A connection that somebody else has made.
+    fn adopt(&mut self, connector: &Connector, attempt: Attempt) {
+        if let Some(socket) = connector.take_adopted()
+            && let Some(id) = self.insert_attempt(connector, attempt)
+        {
+            self.backend.adopt(id, Socket::Fd(socket));
+            self.connected(id, None);
+        }
+    }
+
+    /// A place in the table for what an attempt connects.
+    fn insert_attempt(&mut self, connector: &Connector, attempt: Attempt) -> Option<ConnId> {
+        let host = connector.host();
+        let slot = self.host_slots.get(&host).copied()?;
+        let id = self.insert(host, slot, Stage::Connecting);
+        self.table.get(id)?.set_connector(connector.clone(), attempt);
+        self.underway(connector, attempt)?.socket = Some(id);
+        Some(id)
     }
 
     /// The factory is told, though it has not started: only it can know what to do now.
@@ -81,7 +105,7 @@ impl EventLoop {
         &mut self,
         connector: &Connector,
         attempt: Attempt,
-        addresses: io::Result<Vec<SocketAddr>>,
+        addresses: io::Result<Vec<Address>>,
     ) {
         let Some(underway) = self.underway(connector, attempt) else { return };
         match addresses {
@@ -107,18 +131,12 @@ impl EventLoop {
             return self.connect_failed(connector, failure);
         };
         let attempt = underway.attempt;
-        match sys::client_socket(address, connector.options().bind) {
-            Ok(socket) => {
-                let host = connector.host();
-                let Some(slot) = self.host_slots.get(&host).copied() else { return };
-                let id = self.insert(host, slot, Stage::Connecting);
-                if let Some(entry) = self.table.get(id) {
-                    entry.set_connector(connector.clone(), attempt);
+        underway.trying = Some(address.clone());
+        match sys::client_socket(&address, connector.options().bind) {
+            Ok((socket, name)) => {
+                if let Some(id) = self.insert_attempt(connector, attempt) {
+                    self.backend.connect(id, socket, &name);
                 }
-                if let Some(underway) = self.underway(connector, attempt) {
-                    underway.socket = Some(id);
-                }
-                self.backend.connect(id, socket, address);
             }
             Err(error) => {
                 underway.failure = Some(match error {
@@ -141,10 +159,29 @@ impl EventLoop {
                 if let Some(underway) = self.underway(&connector, attempt) {
                     underway.socket = None;
                     underway.failure = Some(ConnectError::from_errno(errno));
-                    self.try_next(&connector);
+                    self.try_again_or_next(&connector, attempt, errno);
                 }
             }
             None => self.connection_made(id, &connector),
+        }
+    }
+
+    /// The backlog of a Unix socket may be full, and have room again soon.
+    fn try_again_or_next(&mut self, connector: &Connector, attempt: Attempt, errno: Errno) {
+        let Some(underway) = self.underway(connector, attempt) else { return };
+        let again = underway.trying.take().filter(|address| sys::is_full_backlog(address, errno));
+        if let Some(address) = again {
+            underway.addresses.push_front(address);
+            let call = TimerCall::ConnectAgain(connector.clone(), attempt);
+            self.reactor.schedule_key(sys::FULL_BACKLOG_PAUSE, call);
+        } else {
+            self.try_next(connector);
+        }
+    }
+
+    pub(super) fn connect_again(&mut self, connector: &Connector, attempt: Attempt) {
+        if self.underway(connector, attempt).is_some() {
+            self.try_next(connector);
         }
     }
 

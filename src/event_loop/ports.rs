@@ -2,6 +2,7 @@
 
 use super::EventLoop;
 use crate::{
+    address::Address,
     backend::accept::{AcceptDecision, decide},
     driver::{Driver, MORE_DESCRIPTORS, OpenPort, tell_done},
     error::{Errno, Error},
@@ -22,7 +23,7 @@ impl EventLoop {
         }
         let Some(listener) = port.listener() else { return };
         if let Err(error) = self.use_host(port.host()) {
-            log::error!("{error}; (TCP Port {} Closed)", port.number());
+            log::error!("{error}; ({} Closed)", port.label());
             tell_done(&port, &self.reactor, Some(&error));
             self.fail_start(error);
             return;
@@ -55,7 +56,7 @@ impl EventLoop {
 
     pub(super) fn port_closed(&mut self, key: PortKey, error: Option<&Error>) {
         let Some(open) = self.ports.remove(&key) else { return };
-        log::info!("(TCP Port {} Closed)", open.port.number());
+        log::info!("({} Closed)", open.port.label());
         self.release_host(open.port.host());
         open.end(&self.reactor, error);
     }
@@ -91,7 +92,7 @@ impl EventLoop {
         let mut ask = || {
             let mut address = None;
             let _ = sockets.lend(id, &mut |fd| address = sys::peer_address(fd));
-            address.into()
+            Address::from(address)
         };
         let mut peer = Peer::new(&mut ask);
         let Some(protocol) = host.build(&mut peer) else { return false };

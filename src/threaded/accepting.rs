@@ -42,7 +42,7 @@ impl Main {
         }
         let Some(listener) = port.listener() else { return };
         if let Err(error) = self.use_host(port.host()) {
-            log::error!("{error}; (TCP Port {} Closed)", port.number());
+            log::error!("{error}; ({} Closed)", port.label());
             tell_done(&port, &self.shared.reactor, Some(&error));
             self.fail_start(error);
             return;
@@ -75,7 +75,7 @@ impl Main {
     pub(super) fn port_closed(&mut self, key: PortKey, error: Option<&Error>) {
         let Some(open) = self.ports.remove(&key) else { return };
         self.doors.close(key);
-        log::info!("(TCP Port {} Closed)", open.port.number());
+        log::info!("({} Closed)", open.port.label());
         self.release_host(open.port.host());
         open.end(&self.shared.reactor, error);
     }

@@ -1,6 +1,6 @@
 //! Connection attempts: begun on the main thread, made on the thread that the connection will have.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Instant};
+use std::{io, sync::Arc, time::Instant};
 
 use super::{
     Main,
@@ -72,13 +72,14 @@ impl Main {
         let options = connector.options();
         match &options.destination {
             Destination::Address(address) => {
-                let addresses: io::Result<Vec<SocketAddr>> = Ok(vec![*address]);
+                let addresses = Ok(vec![address.clone()]);
                 self.with_attempt(connector, attempt, |dial| dial.resolved(addresses));
             }
             Destination::Name(name, port) => {
                 let (name, port) = (name.clone(), *port);
                 resolve::start(&self.shared.reactor, connector, attempt, name, port);
             }
+            Destination::Adopted => {}
         }
     }
 
@@ -127,7 +128,11 @@ impl Try {
     fn run(self, dial: &Dial, duty: &mut Duty) {
         self.tell_factory(duty, FactoryEvent::StartedConnecting(&self.connector));
         let counters = self.shared.reactor.core.counters.branch();
-        match dial.run(self.connector.options().bind, self.deadline, &counters) {
+        let connected = match self.connector.take_adopted() {
+            Some(socket) => dial.adopt(socket),
+            None => dial.run(self.connector.options().bind, self.deadline, &counters),
+        };
+        match connected {
             Ok(Connected { socket, reset }) => self.connected(Wire::new(socket, counters), reset, duty),
             Err(error) => self.failed(&error, &counters, duty),
         }

@@ -80,7 +80,7 @@ impl Link for ThreadLink<'_> {
                 Side::Host => (host, sys::local_address),
             };
             if kept.is_none() {
-                *kept = asked(fd).map(Address::Tcp);
+                *kept = asked(fd);
             }
             kept.clone().unwrap_or(Address::Unknown)
         };

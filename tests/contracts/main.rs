@@ -20,5 +20,6 @@ mod reactor;
 mod reconnecting;
 mod setups;
 mod timers;
+mod unix;
 mod working;
 mod writing;

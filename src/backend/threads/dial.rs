@@ -12,6 +12,7 @@ use nix::poll::{PollFd, PollFlags, poll};
 
 use super::round_up;
 use crate::{
+    address::Address,
     error::Errno,
     reason::ConnectError,
     stats::{Branch, Syscall},
@@ -37,7 +38,7 @@ pub(crate) struct Dial {
 #[derive(Debug, Default)]
 struct State {
     /// What the resolver said.
-    addresses: Option<io::Result<Vec<SocketAddr>>>,
+    addresses: Option<io::Result<Vec<Address>>>,
     /// Why the attempt is to end before its time.
     given_up: Option<ConnectError>,
     /// What is being connected.
@@ -49,7 +50,7 @@ struct State {
 /// For those who watch.
 impl Dial {
     /// Gives the attempt the addresses that it waits for.
-    pub(crate) fn resolved(&self, addresses: io::Result<Vec<SocketAddr>>) {
+    pub(crate) fn resolved(&self, addresses: io::Result<Vec<Address>>) {
         self.state().addresses = Some(addresses);
         self.changed.notify_one();
     }
@@ -91,7 +92,7 @@ impl Dial {
         let addresses = self.wait_for_addresses(deadline)?;
         let mut failure = ConnectError::Resolve(io::Error::other("the name has no address"));
         for address in addresses {
-            match self.connect(address, bind, deadline, counters) {
+            match self.connect(&address, bind, deadline, counters) {
                 Ok(connected) => return Ok(connected),
                 Err(error) => failure = error,
             }
@@ -107,7 +108,14 @@ impl Dial {
         Err(failure)
     }
 
-    fn wait_for_addresses(&self, deadline: Instant) -> Result<Vec<SocketAddr>, ConnectError> {
+    /// Takes a connection that somebody else has made.
+    pub(crate) fn adopt(&self, socket: OwnedFd) -> Result<Connected, ConnectError> {
+        sys::set_blocking(socket.as_fd()).map_err(ConnectError::from_errno)?;
+        let socket = self.connected(Arc::new(socket))?;
+        Ok(Connected { socket, reset: None })
+    }
+
+    fn wait_for_addresses(&self, deadline: Instant) -> Result<Vec<Address>, ConnectError> {
         let mut state = self.state();
         loop {
             state.check()?;
@@ -127,21 +135,39 @@ impl Dial {
 
     fn connect(
         &self,
-        address: SocketAddr,
+        address: &Address,
         bind: Option<SocketAddr>,
         deadline: Instant,
         counters: &Branch,
     ) -> Result<Connected, ConnectError> {
-        let socket = Arc::new(sys::client_socket(address, bind).map_err(why)?);
+        let (socket, name) = sys::client_socket(address, bind).map_err(why)?;
+        let socket = Arc::new(socket);
         counters.call(Syscall::Connect);
         let mut reset = None;
-        if !sys::connect(socket.as_fd(), address).map_err(ConnectError::from_errno)? {
+        let begun = loop {
+            match sys::connect(socket.as_fd(), &name) {
+                Err(errno) if sys::is_full_backlog(address, errno) => self.rest(deadline)?,
+                begun => break begun.map_err(ConnectError::from_errno)?,
+            }
+        };
+        if !begun {
             self.show(&socket)?;
             reset = self.wait(socket.as_fd(), deadline, counters).map_err(ConnectError::from_errno)?;
         }
         sys::set_blocking(socket.as_fd()).map_err(ConnectError::from_errno)?;
         let socket = self.connected(socket)?;
         Ok(Connected { socket, reset })
+    }
+
+    /// Lets a little time pass, unless the attempt's is over.
+    fn rest(&self, deadline: Instant) -> Result<(), ConnectError> {
+        let state = self.state();
+        let waited = self.changed.wait_timeout(state, sys::FULL_BACKLOG_PAUSE);
+        let mut state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        if Instant::now() >= deadline {
+            state.given_up.get_or_insert(ConnectError::TimedOut);
+        }
+        state.check()
     }
 
     /// Lets others take the socket back, if none of them has given up before there was one.

@@ -77,7 +77,7 @@ impl Io {
 
     fn connected(&mut self, id: ConnId, completion: Completion) -> Option<Event<'static>> {
         let slot = self.slot(id)?;
-        slot.address = None;
+        slot.name = None;
         let ending = slot.ending != Ending::No;
         (!ending).then(|| Event::Connected { id, errno: completion.outcome().err() })
     }

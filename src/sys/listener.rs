@@ -1,0 +1,169 @@
+//! Listening sockets: TCP and Unix, made here or taken over from whoever made them.
+
+use std::{
+    fs,
+    io::{self, ErrorKind},
+    net::SocketAddr,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
+    },
+    path::{Path, PathBuf},
+};
+
+use nix::sys::{
+    socket::{self, Backlog, Shutdown, SockFlag, SockType, sockopt},
+    stat::{Mode, fchmod},
+};
+
+use super::{for_small_messages, name, new_socket};
+use crate::{
+    address::{Address, UnixAddress},
+    error::Errno,
+    sys::Name,
+};
+
+/// A bound and listening stream socket.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    socket: OwnedFd,
+    file: Option<SocketFile>,
+}
+
+impl Listener {
+    /// Binds and listens on TCP. Options set here are inherited by every accepted socket.
+    pub(crate) fn bind_tcp(address: SocketAddr, backlog: u32, reuse_port: bool) -> io::Result<Self> {
+        let name = Name::from(address);
+        let socket = new_socket(name.family(), SockType::Stream)?;
+        socket::setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+        if reuse_port {
+            socket::setsockopt(&socket, sockopt::ReusePort, &true)?;
+        }
+        if address.is_ipv6() {
+            socket::setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
+        }
+        for_small_messages(&socket)?;
+        socket::bind(socket.as_raw_fd(), name.raw())?;
+        Self { socket, file: None }.listen(backlog)
+    }
+
+    /// Binds and listens on a Unix name. A socket file that nobody listens on is taken over.
+    pub(crate) fn bind_unix(address: &UnixAddress, backlog: u32, mode: Option<u32>) -> io::Result<Self> {
+        let socket = new_socket(nix::sys::socket::AddressFamily::Unix, SockType::Stream)?;
+        let file = bind_unix(&socket, address, SockType::Stream, mode)?;
+        Self { socket, file }.listen(backlog)
+    }
+
+    /// Takes over a socket that listens already.
+    ///
+    /// # Errors
+    /// If the descriptor is something else; the text says what.
+    pub(crate) fn adopt(socket: OwnedFd) -> io::Result<Self> {
+        super::expect_socket(&socket, SockType::Stream)?;
+        if !socket::getsockopt(&socket, sockopt::AcceptConn)? {
+            return Err(io::Error::new(ErrorKind::InvalidInput, "it is a socket that does not listen"));
+        }
+        super::set_nonblocking(socket.as_fd())?;
+        Ok(Self { socket, file: None })
+    }
+
+    fn listen(self, backlog: u32) -> io::Result<Self> {
+        socket::listen(&self.socket, Backlog::new(backlog.min(i32::MAX as u32) as i32)?)?;
+        Ok(self)
+    }
+
+    pub(crate) fn address(&self) -> io::Result<Address> {
+        let unknown = || io::Error::other("it is neither a TCP nor a Unix socket");
+        name::local_address(self.socket.as_fd()).ok_or_else(unknown)
+    }
+
+    /// Accepts one connection as a non-blocking, close-on-exec descriptor.
+    pub(crate) fn accept(&self) -> Result<OwnedFd, Errno> {
+        self.accept_with(SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC)
+    }
+
+    /// Accepts one connection as a descriptor whose reads wait. The listener itself does not wait.
+    pub(crate) fn accept_blocking(&self) -> Result<OwnedFd, Errno> {
+        self.accept_with(SockFlag::SOCK_CLOEXEC)
+    }
+
+    fn accept_with(&self, flags: SockFlag) -> Result<OwnedFd, Errno> {
+        let fd = socket::accept4(self.socket.as_raw_fd(), flags)?;
+        // SAFETY: accept4 has just returned this descriptor, and nobody else knows it.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+
+    /// Stops accepting at once and frees the address, though the descriptor stays open.
+    pub(crate) fn stop(&self) {
+        let _ = socket::shutdown(self.socket.as_raw_fd(), Shutdown::Read);
+        self.file.iter().for_each(SocketFile::remove);
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// The file of a Unix socket that this process has bound.
+#[derive(Debug)]
+pub(crate) struct SocketFile {
+    path: PathBuf,
+    /// Device and inode: a file that somebody else has put there since is not ours to remove.
+    identity: (u64, u64),
+}
+
+impl SocketFile {
+    fn find(path: &Path) -> io::Result<Self> {
+        let file = fs::symlink_metadata(path)?;
+        Ok(Self { path: path.into(), identity: (file.dev(), file.ino()) })
+    }
+
+    pub(crate) fn remove(&self) {
+        if fs::symlink_metadata(&self.path).is_ok_and(|file| (file.dev(), file.ino()) == self.identity) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Gives a socket a Unix name; its file, if it has one, gets these permissions before anybody can use it.
+pub(crate) fn bind_unix(
+    socket: &OwnedFd,
+    address: &UnixAddress,
+    kind: SockType,
+    mode: Option<u32>,
+) -> io::Result<Option<SocketFile>> {
+    let name = Name::of_unix(address)?;
+    if let Some(mode) = mode {
+        // The kernel gives the file those of the socket, less the process's umask.
+        fchmod(socket, Mode::from_bits_truncate(mode))?;
+    }
+    let bind = || socket::bind(socket.as_raw_fd(), name.raw());
+    if let Err(errno) = bind() {
+        if errno != nix::errno::Errno::EADDRINUSE || !take_over(address, &name, kind)? {
+            return Err(errno.into());
+        }
+        bind()?;
+    }
+    let Some(path) = address.path() else { return Ok(None) };
+    if let Some(mode) = mode {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+    }
+    SocketFile::find(path).map(Some)
+}
+
+/// Removes a socket file that nobody listens on, as a process leaves it that was killed. Answers whether there was one.
+fn take_over(address: &UnixAddress, name: &Name, kind: SockType) -> io::Result<bool> {
+    let Some(path) = address.path() else { return Ok(false) };
+    if !fs::symlink_metadata(path)?.file_type().is_socket() {
+        let cause = "a file is there that is no socket; remove it, or choose another path";
+        return Err(io::Error::new(ErrorKind::AlreadyExists, cause));
+    }
+    let probe = new_socket(name.family(), kind)?;
+    let stale = socket::connect(probe.as_raw_fd(), name.raw()) == Err(nix::errno::Errno::ECONNREFUSED);
+    if stale {
+        fs::remove_file(path)?;
+    }
+    Ok(stale)
+}
