@@ -63,7 +63,6 @@ const JOINT: &[&str] =
 
 /// The only files with `unsafe` in them.
 const UNSAFE_FILES: &[&str] = &[
-    "sys",
     "sys/listener",
     "signals",
     "backend/uring",
