@@ -29,10 +29,11 @@ pub(crate) mod uring;
 use std::{io, os::fd::BorrowedFd, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use crate::{
+    address::Address,
     error::Errno,
     id::{ConnId, PortKey},
     output::Batch,
-    sys::{Listener, Name, Socket},
+    sys::{DatagramSocket, Datagrams, Listener, Name, Socket},
 };
 
 /// What happened.
@@ -54,6 +55,12 @@ pub(crate) enum Event<'a> {
     Sent { id: ConnId, sent: Sent },
     /// Nothing of a connection is left with the backend.
     Closed { id: ConnId },
+    /// A datagram arrived; without its data if it was too long.
+    Datagram { port: PortKey, from: Address, data: Option<&'a [u8]> },
+    /// A port for datagrams could not receive.
+    DatagramsFailed { port: PortKey, errno: Errno },
+    /// Datagrams came back.
+    DatagramsSent { port: PortKey, sent: DatagramsSent },
     /// Another thread woke the loop.
     Woken,
 }
@@ -67,6 +74,14 @@ pub(crate) struct Sent {
     pub(crate) bytes: usize,
     /// Why it took no more.
     pub(crate) errno: Option<Errno>,
+}
+
+/// Datagrams that came back.
+#[derive(Debug)]
+pub(crate) struct DatagramsSent {
+    pub(crate) datagrams: Datagrams,
+    /// The places of those that the kernel did not take, and why.
+    pub(crate) failed: Vec<(u32, Errno)>,
 }
 
 /// Asks sockets for what only a descriptor answers.
@@ -104,6 +119,13 @@ pub(crate) trait Proactor {
     fn shutdown_write(&mut self, id: ConnId);
     /// Ends every operation and closes the socket, with RST if `reset`; [`Event::Closed`] follows.
     fn close(&mut self, id: ConnId, reset: bool);
+    /// Begins to receive datagrams of at most so many bytes; [`Event::DatagramsFailed`] does not end it.
+    fn open_datagrams(&mut self, port: PortKey, socket: Arc<DatagramSocket>, max_packet_size: usize);
+    /// Sends datagrams, none of which waits for room. They may come back at once; else [`Event::DatagramsSent`] brings
+    /// them, before which no others are sent there.
+    fn send_datagrams(&mut self, port: PortKey, datagrams: Datagrams) -> Option<DatagramsSent>;
+    /// Ends a port for datagrams; [`Event::Unlistened`] follows, after all that it was to send.
+    fn close_datagrams(&mut self, port: PortKey);
     /// Submits what was asked and sleeps until something happens or `timeout` has passed.
     fn wait(&mut self, timeout: Duration) -> io::Result<()>;
     /// The next thing that happened, and the sockets.

@@ -6,6 +6,7 @@
 //! listening ports and to connection attempts.
 
 mod connecting;
+mod datagrams;
 mod ports;
 
 use std::{
@@ -18,7 +19,7 @@ use std::{
 use slab::Slab;
 
 use crate::{
-    backend::{Event, Proactor, Sent},
+    backend::{DatagramsSent, Event, Proactor, Sent},
     connection::{AnyProducer, Arrival, Produce, Step},
     driver::{Driver, OpenPort, WAIT_MAX, call_triggers, end_by_stop, make_call},
     error::Error,
@@ -35,7 +36,7 @@ use crate::{
     transport::Transport,
 };
 
-use self::connecting::Attempts;
+use self::{connecting::Attempts, datagrams::DatagramPorts};
 
 /// Rounds of settling in one turn: what a callback writes to others goes out in the same turn,
 /// but connections that answer each other for ever do not starve the rest.
@@ -63,6 +64,7 @@ pub(crate) struct EventLoop {
     hosts: Slab<HostSlot>,
     host_slots: HashMap<HostKey, usize>,
     ports: HashMap<PortKey, OpenPort>,
+    datagrams: DatagramPorts,
     attempts: Attempts,
     deadlines: TimerQueue<ConnId>,
     now: Instant,
@@ -89,6 +91,7 @@ pub(crate) fn run(reactor: Reactor, backend: Box<dyn Proactor>) -> Result<(), Er
         hosts: Slab::new(),
         host_slots: HashMap::new(),
         ports: HashMap::new(),
+        datagrams: DatagramPorts::default(),
         attempts: Attempts::default(),
         deadlines: TimerQueue::default(),
         now: Instant::now(),
@@ -130,6 +133,7 @@ impl EventLoop {
         for port in ports {
             self.port_closed(port, Some(&error));
         }
+        self.collapse_datagrams(&error);
         self.failed = Some(error);
     }
 
@@ -140,6 +144,7 @@ impl EventLoop {
         self.mind_signals();
         self.mind_stop();
         self.settle_dirty();
+        self.send_datagrams();
         if self.is_over() {
             return Ok(());
         }
@@ -153,7 +158,7 @@ impl EventLoop {
 
     /// Whether nothing is left of a loop that was stopped.
     fn is_over(&self) -> bool {
-        self.stopping && self.table.is_empty() && self.ports.is_empty()
+        self.stopping && self.table.is_empty() && self.ports.is_empty() && self.datagrams.are_closed()
     }
 
     fn core(&self) -> &Core {
@@ -162,7 +167,7 @@ impl EventLoop {
 
     fn timeout(&mut self) -> Duration {
         let stop = !self.stopping && self.stop_is_due();
-        if stop || self.table.has_dirty() || self.core().has_commands() {
+        if stop || self.table.has_dirty() || self.datagrams.have_dirty() || self.core().has_commands() {
             return Duration::ZERO;
         }
         let calls = self.core().timers().next_deadline();
@@ -177,6 +182,7 @@ impl EventLoop {
         }
         self.stopping = true;
         self.close_all_ports();
+        self.close_all_datagrams();
         self.fail_all_attempts();
         let drain_until = self.drain_until();
         for id in self.table.ids(|entry| entry.stage == Stage::Made) {
@@ -227,6 +233,7 @@ impl Driver for EventLoop {
                 self.connect_timed_out(&connector, attempt);
             }
             Some(TimerCall::AcceptAgain(port)) => self.accept_again(port),
+            Some(TimerCall::Datagrams(port, call)) => self.call_datagrams(port, call),
             None => {}
         }
     }
@@ -241,7 +248,10 @@ impl Driver for EventLoop {
                 }
             }
             Command::Listen(port) => self.open_port(port),
-            Command::StopListening(port) => self.close_port(port),
+            Command::StopListening(port) => {
+                self.close_port(port);
+                self.datagrams.close(port);
+            }
             Command::Connect(connector) => self.begin_connecting(connector),
             Command::Resolved(connector, attempt, addresses) => {
                 self.resolved(&connector, attempt, addresses);
@@ -255,6 +265,8 @@ impl Driver for EventLoop {
             }
             Command::Post(id, call) => self.call_protocol(id, call),
             Command::ForgetHost(key) => self.forget_host(key),
+            Command::OpenDatagrams(port, seed, max) => self.open_datagrams(port, seed, max),
+            Command::PostDatagrams(port, call) => self.call_datagrams(port, call),
         }
     }
 
@@ -357,6 +369,12 @@ impl EventLoop {
                     }
                     continue;
                 }
+                Event::Datagram { port, from, data } => {
+                    self.datagrams.received(&self.reactor, port, &from, data);
+                    continue;
+                }
+                Event::DatagramsSent { port, sent } => Owned::DatagramsSent(port, sent),
+                Event::DatagramsFailed { port, errno } => Owned::DatagramsFailed(port, errno),
                 Event::Accepted { port, socket } => Owned::Accepted(port, socket),
                 Event::AcceptFailed { port, errno } => Owned::AcceptFailed(port, errno),
                 Event::Unlistened { port } => Owned::Unlistened(port),
@@ -392,6 +410,8 @@ impl EventLoop {
                 }
             }
             Owned::Closed(id) => self.remove(id),
+            Owned::DatagramsSent(port, sent) => self.datagrams.sent(&self.reactor, port, sent),
+            Owned::DatagramsFailed(port, errno) => self.datagrams.failed(&self.reactor, port, errno),
         }
     }
 
@@ -558,6 +578,8 @@ enum Owned {
     Connected(ConnId, Option<crate::error::Errno>),
     End(ConnId, Option<crate::error::Errno>),
     Closed(ConnId),
+    DatagramsSent(PortKey, DatagramsSent),
+    DatagramsFailed(PortKey, crate::error::Errno),
 }
 
 /// Which counter a loss belongs to.

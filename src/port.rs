@@ -1,7 +1,7 @@
 //! A listening port, as the program holds it.
 
 use std::{
-    fmt,
+    fmt, io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{
         Arc, Mutex, PoisonError, Weak,
@@ -14,7 +14,7 @@ use crate::{
     error::Error,
     id::{HostKey, PortKey},
     reactor::{Command, Core, Reactor},
-    sys::Listener,
+    sys::{DatagramSocket, Listener},
 };
 
 /// Where and how to listen.
@@ -50,6 +50,13 @@ impl ListenOptions {
 
     fn new(interface: Result<IpAddr, String>, port: u16) -> Self {
         Self { interface, port, backlog: 1024, reuse_port: false }
+    }
+
+    pub(crate) fn address(&self) -> io::Result<SocketAddr> {
+        let ip = self.interface.as_ref().copied().map_err(|word| {
+            io::Error::other(format!("{word:?} is no IP address; give one such as 127.0.0.1 or ::1"))
+        })?;
+        Ok((ip, self.port).into())
     }
 
     pub(crate) fn describe(&self) -> String {
@@ -101,10 +108,27 @@ struct Shared {
     host: HostKey,
     factory_name: &'static str,
     /// Until the port has ended: a handle that is kept must not keep the descriptor.
-    listener: Mutex<Option<Arc<Listener>>>,
+    socket: Mutex<Option<PortSocket>>,
     address: Address,
     stopped: AtomicBool,
     ending: Mutex<Ending>,
+}
+
+/// What a port receives by.
+#[derive(Clone)]
+pub(crate) enum PortSocket {
+    Stream(Arc<Listener>),
+    Datagram(Arc<DatagramSocket>),
+}
+
+impl PortSocket {
+    /// Frees the address, though the descriptor stays open.
+    fn stop(&self) {
+        match self {
+            Self::Stream(listener) => listener.stop(),
+            Self::Datagram(socket) => socket.stop(),
+        }
+    }
 }
 
 enum Ending {
@@ -119,7 +143,7 @@ impl Port {
         core: &Arc<Core>,
         host: HostKey,
         factory_name: &'static str,
-        listener: Listener,
+        socket: PortSocket,
         address: Address,
     ) -> Self {
         Self {
@@ -128,7 +152,7 @@ impl Port {
                 key: PortKey(core.next_key()),
                 host,
                 factory_name,
-                listener: Mutex::new(Some(Arc::new(listener))),
+                socket: Mutex::new(Some(socket)),
                 address,
                 stopped: AtomicBool::new(false),
                 ending: Mutex::new(Ending::ToCome(Vec::new())),
@@ -171,7 +195,7 @@ impl Port {
     pub(crate) fn mark_stopped(&self) -> bool {
         let first = !self.shared.stopped.swap(true, SeqCst);
         if first {
-            self.listener().into_iter().for_each(|listener| listener.stop());
+            self.socket().iter().for_each(PortSocket::stop);
         }
         first
     }
@@ -183,7 +207,7 @@ impl Port {
     /// The port has ended: lets go of its descriptor and answers who is to be told.
     pub(crate) fn end(&self, error: Option<&Error>) -> Vec<OnDone> {
         self.mark_stopped();
-        drop(self.shared.listener.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(self.shared.socket.lock().unwrap_or_else(PoisonError::into_inner).take());
         let mut ending = self.shared.ending.lock().unwrap_or_else(PoisonError::into_inner);
         match std::mem::replace(&mut *ending, Ending::Done(error.cloned())) {
             Ending::ToCome(calls) => calls,
@@ -205,7 +229,22 @@ impl Port {
 
     /// The listening socket, until the port has ended.
     pub(crate) fn listener(&self) -> Option<Arc<Listener>> {
-        self.shared.listener.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        match self.socket()? {
+            PortSocket::Stream(listener) => Some(listener),
+            PortSocket::Datagram(_) => None,
+        }
+    }
+
+    /// The socket for datagrams, until the port has ended.
+    pub(crate) fn datagram_socket(&self) -> Option<Arc<DatagramSocket>> {
+        match self.socket()? {
+            PortSocket::Stream(_) => None,
+            PortSocket::Datagram(socket) => Some(socket),
+        }
+    }
+
+    fn socket(&self) -> Option<PortSocket> {
+        self.shared.socket.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Its number, or the name of its Unix socket.

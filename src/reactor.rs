@@ -59,6 +59,10 @@ pub(crate) enum Command {
     Disconnect(ConnId),
     /// Call this with the protocol of a connection.
     Post(ConnId, ErasedCall),
+    /// Open a port for datagrams, with its protocol in the form that only the driver knows; the longest one to be received.
+    OpenDatagrams(Port, ErasedCall, usize),
+    /// Call this with the protocol of a port for datagrams.
+    PostDatagrams(PortKey, ErasedCall),
 }
 
 /// Something to do at a given time.
@@ -69,6 +73,7 @@ pub(crate) enum TimerCall {
     ConnectTimeout(Connector, Attempt),
     ConnectAgain(Connector, Attempt),
     AcceptAgain(PortKey),
+    Datagrams(PortKey, ErasedCall),
 }
 
 /// Where a reactor is in its life. It runs once.

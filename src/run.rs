@@ -11,6 +11,9 @@ use crate::{
     address::Address,
     backend::{self, Proactor},
     connector::{ConnectOptions, Connector},
+    datagram::{DatagramPort, DatagramProtocol},
+    datagram_host,
+    datagram_options::{UdpOptions, UnixDatagramOptions},
     driver::call_triggers,
     error::Error,
     event_loop,
@@ -19,10 +22,10 @@ use crate::{
     host::{ClientHooks, HostSeed, caught, drop_quietly},
     id::HostKey,
     options::Backend,
-    port::{ListenOptions, Port},
+    port::{ListenOptions, Port, PortSocket},
     reactor::{Command, Reactor, State},
     signals::Subscription,
-    sys::{self, Listener},
+    sys::{self, DatagramSocket, Listener},
     system_event::{Phase, SystemEvent},
     threaded,
     unix_options::{UnixConnectOptions, UnixListenOptions},
@@ -205,10 +208,85 @@ impl Reactor {
     ) -> Result<Port, Error> {
         let handle = self.own(factory.into_handle(self));
         let name = factory_name::<F>();
-        let port = Port::new(&self.core, handle.key(), name, listener, address);
+        let socket = PortSocket::Stream(Arc::new(listener));
+        let port = Port::new(&self.core, handle.key(), name, socket, address);
         log::info!("{name} starting on {}", port.name());
         self.push(Command::Listen(port.clone()));
         Ok(port)
+    }
+
+    /// Receives UDP on a port, for this protocol.
+    ///
+    /// ```no_run
+    /// # use ringspun::{Address, DatagramCx, DatagramProtocol, Error, Reactor};
+    /// # struct Echo;
+    /// # impl DatagramProtocol for Echo { fn datagram_received(&mut self, _: &mut DatagramCx<'_, Self>, _: &[u8], _: &Address) {} }
+    /// # fn serve(reactor: &Reactor) -> Result<(), Error> {
+    /// let port = reactor.listen_udp(("127.0.0.1", 0), Echo)?;
+    /// println!("receiving on {}", port.get_host());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// At once, if the port cannot be had: it names interface, port and cause.
+    pub fn listen_udp<P: DatagramProtocol>(
+        &self,
+        options: impl Into<UdpOptions>,
+        protocol: P,
+    ) -> Result<DatagramPort<P>, Error> {
+        let UdpOptions { at, share, max_packet_size } = options.into();
+        let socket = at.address().and_then(|address| DatagramSocket::bind_udp(address, share));
+        self.receive(socket, || at.describe(), max_packet_size, protocol)
+    }
+
+    /// Receives datagrams on a Unix socket, for this protocol. A socket file that a process has left behind is taken over; the
+    /// port's end removes the file.
+    ///
+    /// # Errors
+    /// At once, if the name cannot be had: somebody has it, the file is no socket, the name is too long.
+    pub fn listen_unix_datagram<P: DatagramProtocol>(
+        &self,
+        options: impl Into<UnixDatagramOptions>,
+        protocol: P,
+    ) -> Result<DatagramPort<P>, Error> {
+        let UnixDatagramOptions { address, mode, max_packet_size } = options.into();
+        let socket = DatagramSocket::bind_unix(&address, mode);
+        self.receive(socket, || address.to_string(), max_packet_size, protocol)
+    }
+
+    /// Receives on a UDP or Unix datagram socket that somebody else has bound (Twisted's `adoptDatagramPort`), datagrams of
+    /// at most so many bytes.
+    ///
+    /// # Errors
+    /// If it is no datagram socket.
+    pub fn adopt_datagram_port<P: DatagramProtocol>(
+        &self,
+        socket: OwnedFd,
+        max_packet_size: usize,
+        protocol: P,
+    ) -> Result<DatagramPort<P>, Error> {
+        let descriptor = socket.as_raw_fd();
+        let socket = DatagramSocket::adopt(socket);
+        let socket = socket.map_err(|cause| Error::CannotAdopt { descriptor, cause })?;
+        self.receive(Ok(socket), || format!("descriptor {descriptor}"), max_packet_size, protocol)
+    }
+
+    fn receive<P: DatagramProtocol>(
+        &self,
+        socket: io::Result<DatagramSocket>,
+        describe: impl Fn() -> String,
+        max_packet_size: usize,
+        protocol: P,
+    ) -> Result<DatagramPort<P>, Error> {
+        let named = socket.and_then(|socket| Ok((socket.address()?, socket)));
+        let (address, socket) = named.map_err(|cause| cannot_listen(describe(), cause))?;
+        let (name, socket) = (factory_name::<P>(), PortSocket::Datagram(Arc::new(socket)));
+        // No factory stands behind it, so the key of one is nobody's.
+        let port = Port::new(&self.core, HostKey(self.core.next_key()), name, socket, address);
+        log::info!("{name} starting on {}", port.name());
+        self.push(Command::OpenDatagrams(port.clone(), datagram_host::seed(protocol), max_packet_size));
+        Ok(DatagramPort::new(&self.core, port))
     }
 
     /// Connects to a TCP port; the factory builds the protocol and is told how it goes.
@@ -256,10 +334,7 @@ impl Reactor {
 }
 
 fn bind(options: &ListenOptions) -> io::Result<Listener> {
-    let ip = options.interface.as_ref().copied().map_err(|word| {
-        io::Error::other(format!("{word:?} is no IP address; give one such as 127.0.0.1 or ::1"))
-    })?;
-    Listener::bind_tcp((ip, options.port).into(), options.backlog, options.reuse_port)
+    Listener::bind_tcp(options.address()?, options.backlog, options.reuse_port)
 }
 
 fn with_address(listener: Listener) -> io::Result<(Listener, Address)> {
@@ -281,9 +356,11 @@ fn end_the_rest(reactor: &Reactor) {
     core.take_inbox(&mut commands);
     for command in commands {
         match command {
-            Command::Listen(port) => port.end(None).into_iter().for_each(|call| {
-                let _ = caught(|| call(reactor, None));
-            }),
+            Command::Listen(port) | Command::OpenDatagrams(port, ..) => {
+                port.end(None).into_iter().for_each(|call| {
+                    let _ = caught(|| call(reactor, None));
+                })
+            }
             Command::Connect(connector) => connector.set_disconnected(),
             other => drop_quietly(other),
         }

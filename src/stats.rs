@@ -58,6 +58,10 @@ named! {
         Send = "sendto",
         /// One send of several slices.
         Sendmsg = "sendmsg",
+        /// One receive of datagrams, of as many as wait.
+        Recvmmsg = "recvmmsg",
+        /// One send of datagrams, of as many as wait.
+        Sendmmsg = "sendmmsg",
         /// One half-close.
         Shutdown = "shutdown",
         /// One change of a socket option, before a reset.
@@ -106,6 +110,12 @@ named! {
         RefusedStopped = "refused_stopped",
         /// Peers for which `build_protocol` answered None, or panicked.
         RefusedByFactory = "refused_by_factory",
+        /// Datagrams that arrived, those that were too long included.
+        DatagramsReceived = "datagrams_received",
+        /// Datagrams that the kernel took.
+        DatagramsSent = "datagrams_sent",
+        /// Datagrams dropped because they were longer than their port's `max_packet_size`.
+        DatagramsTooLong = "datagrams_too_long",
         /// Connections lost with `Reason::Done`.
         LostDone = "lost_done",
         /// Connections lost to an error of the kernel.

@@ -1,5 +1,6 @@
 //! Sockets and descriptors: the system calls that the backends share, each of them safe to call.
 
+mod datagram;
 mod listener;
 mod name;
 
@@ -24,6 +25,7 @@ use nix::{
 use crate::{address::Address, error::Errno, output::Batch, stats::Syscall};
 
 pub(crate) use self::{
+    datagram::{DatagramSocket, Datagrams, Inbox, address_from, send_header},
     listener::Listener,
     name::{Name, local_address, peer_address},
 };

@@ -19,6 +19,7 @@
 mod accepting;
 mod connecting;
 mod connection;
+mod datagrams;
 mod host;
 mod hosts;
 mod link;
@@ -47,6 +48,7 @@ use crate::{
 pub(crate) use self::host::{ThreadHost, ThreadedFactory};
 use self::{
     connecting::Underway,
+    datagrams::DatagramPort,
     hosts::HostSlot,
     shared::{Duty, Mail, Note, Shared},
 };
@@ -62,6 +64,7 @@ struct Main {
     hosts: HashMap<HostKey, HostSlot>,
     ports: HashMap<PortKey, OpenPort>,
     attempts: HashMap<usize, Underway>,
+    datagrams: HashMap<PortKey, Arc<DatagramPort>>,
     now: Instant,
     /// The commands from before `run` are being carried out.
     starting: bool,
@@ -75,6 +78,7 @@ struct Main {
 enum Owner {
     Connection(ConnId),
     Factory(HostKey),
+    Datagrams(PortKey),
     Main,
 }
 
@@ -94,6 +98,7 @@ pub(crate) fn run(reactor: Reactor) -> Result<(), Error> {
         hosts: HashMap::new(),
         ports: HashMap::new(),
         attempts: HashMap::new(),
+        datagrams: HashMap::new(),
         now: Instant::now(),
         starting: true,
         stopping: false,
@@ -185,6 +190,7 @@ impl Main {
         }
         if !std::mem::replace(&mut self.stopping, true) {
             self.shut_all_ports();
+            self.close_all_datagrams();
             self.attempts.values().for_each(|underway| underway.dial.give_up(ConnectError::Shutdown));
             let drain_until = self.drain_until();
             for connection in self.shared.table.close() {
@@ -230,6 +236,7 @@ impl Driver for Main {
         let owner = match timers.get(due) {
             Some(TimerCall::Connection(id, _)) => Owner::Connection(*id),
             Some(TimerCall::Factory(host, _)) => Owner::Factory(*host),
+            Some(TimerCall::Datagrams(port, _)) => Owner::Datagrams(*port),
             _ => Owner::Main,
         };
         let call = (owner == Owner::Main).then(|| timers.take(due)).flatten();
@@ -237,6 +244,7 @@ impl Driver for Main {
         match (owner, call) {
             (Owner::Connection(id), _) => self.mail(id, Mail::Timer(due)),
             (Owner::Factory(host), _) => self.call_factory(host, due),
+            (Owner::Datagrams(port), _) => self.call_datagrams_later(port, due),
             (_, Some(TimerCall::Reactor(call))) => make_call(&self.shared.reactor, call),
             (_, Some(TimerCall::AcceptAgain(port))) => self.accept_again(port),
             _ => {}
@@ -250,7 +258,10 @@ impl Driver for Main {
             Command::SetHooks(key, hooks) => self.set_hooks(key, hooks),
             Command::ForgetHost(key) => self.forget_host(key),
             Command::Listen(port) => self.open_port(port),
-            Command::StopListening(port) => self.port_closed(port, None),
+            Command::StopListening(port) => {
+                self.port_closed(port, None);
+                self.close_datagrams(port);
+            }
             Command::Connect(connector) => self.begin_connecting(connector),
             Command::Resolved(connector, attempt, addresses) => {
                 self.with_attempt(&connector, attempt, |dial| dial.resolved(addresses));
@@ -260,6 +271,8 @@ impl Driver for Main {
             }
             Command::Disconnect(id) => self.disconnect(id),
             Command::Post(id, call) => self.mail(id, Mail::Post(call)),
+            Command::OpenDatagrams(port, seed, max) => self.open_datagrams(port, seed, max),
+            Command::PostDatagrams(port, call) => self.call_datagrams(port, call),
         }
     }
 
@@ -280,6 +293,7 @@ impl Driver for Main {
                 Note::AttemptEnded(connector, attempt) => self.attempt_ended(&connector, attempt),
                 Note::ConnectorEnded(connector, attempt) => self.connector_ended(&connector, attempt),
                 Note::HostIdle(key) => self.drop_if_forgotten(key),
+                Note::DatagramsClosed(port) => self.datagrams_closed(&port),
             }
         }
     }

@@ -43,6 +43,8 @@ const JOINT_NAMES: &[&str] =
 
 const USER_SIDE: &[&str] = &[
     "connector",
+    "datagram",
+    "datagram_options",
     "delayed_call",
     "factory",
     "factory_handle",
@@ -58,16 +60,28 @@ const USER_SIDE: &[&str] = &[
     "wrapper",
 ];
 
-const JOINT: &[&str] =
-    &["builder", "call_in_thread", "driver", "event_loop", "host", "resolve", "run", "table", "threaded"];
+const JOINT: &[&str] = &[
+    "builder",
+    "call_in_thread",
+    "datagram_host",
+    "driver",
+    "event_loop",
+    "host",
+    "resolve",
+    "run",
+    "table",
+    "threaded",
+];
 
 /// The only files with `unsafe` in them.
 const UNSAFE_FILES: &[&str] = &[
+    "sys/datagram",
     "sys/listener",
     "signals",
     "backend/uring",
     "backend/uring/accepting",
     "backend/uring/buffers",
+    "backend/uring/datagrams",
     "backend/uring/receiving",
     "backend/uring/ring",
     "backend/uring/sending",

@@ -6,6 +6,8 @@
 //! interest would report the hang-up for ever. Listeners are level-triggered: a port with a
 //! backlog is simply reported again in the next turn.
 
+mod datagrams;
+
 use std::{
     collections::{HashMap, VecDeque},
     io,
@@ -16,13 +18,14 @@ use std::{
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
-use super::{Event, Proactor, Sent, Sockets};
+use self::datagrams::DatagramPorts;
+use super::{DatagramsSent, Event, Proactor, Sent, Sockets};
 use crate::{
     error::{Errno, Error},
     id::{ConnId, PortKey},
     output::Batch,
     stats::{Count, Counters, Syscall},
-    sys::{self, Listener, Name, Reserve, Socket, Waker},
+    sys::{self, DatagramSocket, Datagrams, Listener, Name, Reserve, Socket, Waker},
 };
 
 /// Bytes of the loop's one receive buffer: it stays in the cache, and a fast peer fills it.
@@ -37,6 +40,8 @@ const SHED_MAX: usize = 64;
 /// Marks the data of an event that is a port's or the waker's.
 const PORT: u64 = 1 << 63;
 const WAKER: u64 = 1 << 62;
+const DATAGRAMS: u64 = 1 << 61;
+const MARKS: u64 = PORT | WAKER | DATAGRAMS;
 
 /// One slot.
 struct Slot {
@@ -58,7 +63,12 @@ struct Slot {
 
 /// An event, without the loan of its data.
 enum Found {
-    Data { id: ConnId, len: usize },
+    Data {
+        id: ConnId,
+        len: usize,
+    },
+    /// The next one in the inbox of this port.
+    Datagram(PortKey),
     Other(Event<'static>),
 }
 
@@ -83,6 +93,7 @@ pub(crate) struct EpollLoop {
     events: Vec<EpollEvent>,
     /// The part of `events` that the last wait filled and that was not looked at yet.
     unseen: std::ops::Range<usize>,
+    datagrams: DatagramPorts,
     /// How many readers' turn it is.
     readers_left: usize,
     buffer: Vec<u8>,
@@ -115,6 +126,7 @@ impl EpollLoop {
             io,
             events: vec![EpollEvent::empty(); EVENTS_MAX],
             unseen: 0..0,
+            datagrams: DatagramPorts::default(),
             readers_left: 0,
             buffer: vec![0; BUFFER_BYTES],
             _waker: waker,
@@ -126,7 +138,15 @@ impl EpollLoop {
             if let Some(event) = self.io.ready.pop_front().or_else(|| self.io.accept_next()) {
                 return Some(Found::Other(event));
             }
+            if let Some(found) = self.datagrams.next_found() {
+                return Some(found);
+            }
             let id = match self.unseen.next() {
+                Some(index) if self.events[index].data() & MARKS == DATAGRAMS => {
+                    let failed = self.datagrams.receive(self.events[index], &self.io.counters);
+                    self.io.ready.extend(failed);
+                    continue;
+                }
                 Some(index) => self.io.edge(self.events[index]),
                 None => Some(self.next_reader()?),
             };
@@ -234,6 +254,28 @@ impl Proactor for EpollLoop {
         self.io.close(id, reset);
     }
 
+    fn open_datagrams(&mut self, port: PortKey, socket: Arc<DatagramSocket>, max_packet_size: usize) {
+        self.io.counters.call(Syscall::EpollCtl);
+        let interest = EpollEvent::new(EpollFlags::EPOLLIN, DATAGRAMS | u64::from(port.0));
+        let added = self.io.epoll.add(&*socket, interest);
+        self.datagrams.open(port, socket, max_packet_size);
+        if let Err(errno) = added {
+            self.io.ready.push_back(Event::DatagramsFailed { port, errno: errno.into() });
+        }
+    }
+
+    fn send_datagrams(&mut self, port: PortKey, datagrams: Datagrams) -> Option<DatagramsSent> {
+        Some(self.datagrams.send(port, datagrams, &self.io.counters))
+    }
+
+    fn close_datagrams(&mut self, port: PortKey) {
+        if let Some(socket) = self.datagrams.close(port) {
+            self.io.counters.call(Syscall::EpollCtl);
+            let _ = self.io.epoll.delete(&*socket);
+            self.io.ready.push_back(Event::Unlistened { port });
+        }
+    }
+
     fn wait(&mut self, timeout: Duration) -> io::Result<()> {
         self.readers_left = self.io.readers.len();
         let busy = self.readers_left > 0 || !self.io.ready.is_empty();
@@ -252,6 +294,7 @@ impl Proactor for EpollLoop {
     fn next(&mut self) -> Option<(Event<'_>, &mut dyn Sockets)> {
         let event = match self.next_found()? {
             Found::Data { id, len } => Event::Data { id, data: &self.buffer[..len] },
+            Found::Datagram(port) => self.datagrams.take(port)?,
             Found::Other(event) => event,
         };
         Some((event, &mut self.io))

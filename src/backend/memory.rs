@@ -3,12 +3,12 @@
 
 use std::{collections::VecDeque, io, os::fd::BorrowedFd, os::fd::OwnedFd, sync::Arc, time::Duration};
 
-use super::{Event, Proactor, Sent, Sockets};
+use super::{DatagramsSent, Event, Proactor, Sent, Sockets};
 use crate::{
     error::Errno,
     id::{ConnId, PortKey},
     output::Batch,
-    sys::{Listener, Name, Socket},
+    sys::{DatagramSocket, Datagrams, Listener, Name, Socket},
 };
 
 /// See the top of this file.
@@ -98,6 +98,16 @@ impl Proactor for Memory {
         self.read(id, false);
         self.sent.retain(|(sent, _)| *sent != id);
         self.ready.push_back(Event::Closed { id });
+    }
+
+    fn open_datagrams(&mut self, _port: PortKey, _socket: Arc<DatagramSocket>, _max_packet_size: usize) {}
+
+    fn send_datagrams(&mut self, _port: PortKey, datagrams: Datagrams) -> Option<DatagramsSent> {
+        Some(DatagramsSent { datagrams, failed: Vec::new() })
+    }
+
+    fn close_datagrams(&mut self, port: PortKey) {
+        self.ready.push_back(Event::Unlistened { port });
     }
 
     fn wait(&mut self, _timeout: Duration) -> io::Result<()> {

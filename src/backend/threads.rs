@@ -8,9 +8,11 @@
 //!
 //! * [`Wire`], the socket of a connection;
 //! * [`doors`], where the main thread sleeps and accepts;
+//! * [`datagrams`], where the thread of a port for datagrams sleeps;
 //! * [`dial`], a connection attempt that another thread can end;
 //! * [`sender`], which waits for the peers that do not read.
 
+pub(crate) mod datagrams;
 pub(crate) mod dial;
 pub(crate) mod doors;
 pub(crate) mod sender;

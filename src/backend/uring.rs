@@ -9,6 +9,7 @@
 mod accepting;
 mod buffers;
 mod completing;
+mod datagrams;
 mod entries;
 mod prove;
 mod receiving;
@@ -29,20 +30,21 @@ use io_uring::{opcode, squeue, types};
 use self::{
     accepting::{Accepting, close_stray},
     buffers::{Buffer, Buffers},
+    datagrams::DatagramPorts,
     entries::{Message, close_entry},
     receiving::Receiving,
     ring::{Completion, Ring},
     sending::Sending,
     wait::{Recent, Wait},
 };
-use super::{Event, Proactor, Sent, Sockets};
+use super::{DatagramsSent, Event, Proactor, Sent, Sockets};
 use crate::{
     error::Error,
     id::{ConnId, PortKey},
     options::{Tier, UringOptions, WaitPolicy},
     output::Batch,
     stats::{Counters, Syscall},
-    sys::{self, Listener, Name, Reserve, Socket, Waker},
+    sys::{self, DatagramSocket, Datagrams, Listener, Name, Reserve, Socket, Waker},
 };
 
 pub(crate) use prove::prove;
@@ -69,10 +71,12 @@ enum Kind {
     Refuse,
     /// Lends a descriptor for a direct one; taken out of turn.
     Install,
+    ReceiveDatagram,
+    SendDatagram,
 }
 
 impl Kind {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 14] = [
         Self::Receive,
         Self::ReceiveLarge,
         Self::Send,
@@ -85,6 +89,8 @@ impl Kind {
         Self::Linger,
         Self::Refuse,
         Self::Install,
+        Self::ReceiveDatagram,
+        Self::SendDatagram,
     ];
 
     /// User data of an operation of a connection.
@@ -139,7 +145,13 @@ impl Slot {
 
 /// An event, without the loan of its data.
 enum Found {
-    Data { id: ConnId, buffer: Buffer, len: u32 },
+    Data {
+        id: ConnId,
+        buffer: Buffer,
+        len: u32,
+    },
+    /// The one that the ports for datagrams lend.
+    Datagram(PortKey),
     Other(Event<'static>),
 }
 
@@ -157,6 +169,10 @@ struct Io {
     /// Sends that have been tried once the next enter is over, and those whose enter is over.
     trying: Vec<ConnId>,
     tried: VecDeque<ConnId>,
+    /// The same for ports for datagrams, and the datagrams that were not taken.
+    trying_datagrams: Vec<PortKey>,
+    tried_datagrams: Vec<PortKey>,
+    failed_datagrams: Vec<Completion>,
     /// The next wait is not to sleep: somebody waits for one of them, or stands in line.
     hurried: bool,
     /// Spare message headers, for sends in pieces.
@@ -175,6 +191,7 @@ pub(crate) struct Uring {
     // Declared, and so dropped, before the buffers that the kernel writes to through it.
     io: Io,
     buffers: Buffers,
+    datagrams: DatagramPorts,
     lent: Option<Buffer>,
     recent: Recent,
     policy: WaitPolicy,
@@ -214,6 +231,9 @@ impl Uring {
             parked: Default::default(),
             trying: Vec::new(),
             tried: VecDeque::new(),
+            trying_datagrams: Vec::new(),
+            tried_datagrams: Vec::new(),
+            failed_datagrams: Vec::new(),
             hurried: false,
             messages: Vec::new(),
             direct: options.direct,
@@ -223,13 +243,15 @@ impl Uring {
             waker_armed: false,
             counters,
         };
-        Ok(Self { io, buffers, lent: None, recent: Recent::default(), policy: options.wait })
+        let (datagrams, recent) = (DatagramPorts::default(), Recent::default());
+        Ok(Self { io, buffers, datagrams, lent: None, recent, policy: options.wait })
     }
 
     fn recycle_lent(&mut self) {
         if let Some(buffer) = self.lent.take() {
             self.buffers.recycle(buffer);
         }
+        self.datagrams.recycle_lent();
     }
 
     /// Waits by the policy, and learns from what came.
@@ -318,9 +340,22 @@ impl Proactor for Uring {
         self.io.close(id, reset);
     }
 
+    fn open_datagrams(&mut self, port: PortKey, socket: Arc<DatagramSocket>, max_packet_size: usize) {
+        self.datagrams.open(&mut self.io, port, socket, max_packet_size);
+    }
+
+    fn send_datagrams(&mut self, port: PortKey, datagrams: Datagrams) -> Option<DatagramsSent> {
+        self.datagrams.send(&mut self.io, port, datagrams)
+    }
+
+    fn close_datagrams(&mut self, port: PortKey) {
+        self.datagrams.close(&mut self.io, port);
+    }
+
     fn wait(&mut self, timeout: Duration) -> io::Result<()> {
         self.recycle_lent();
         self.buffers.publish();
+        self.datagrams.prepare(&mut self.io);
         self.io.rearm(&self.buffers);
         self.io.arm_waker();
         if std::mem::take(&mut self.io.hurried) || !self.io.ready.is_empty() {
@@ -330,16 +365,18 @@ impl Proactor for Uring {
         }
         self.io.ring.mind_overflow();
         self.io.take_tried();
+        self.datagrams.take_tried(&mut self.io);
         Ok(())
     }
 
     fn next(&mut self) -> Option<(Event<'_>, &mut dyn Sockets)> {
         self.recycle_lent();
-        let event = match self.io.next_found(&mut self.buffers)? {
+        let event = match self.io.next_found(&mut self.buffers, &mut self.datagrams)? {
             Found::Data { id, buffer, len } => {
                 self.lent = Some(buffer);
                 Event::Data { id, data: self.buffers.slice(buffer, len) }
             }
+            Found::Datagram(port) => self.datagrams.take(port),
             Found::Other(event) => event,
         };
         Some((event, &mut self.io))
@@ -543,5 +580,6 @@ impl Drop for Uring {
         }
         std::mem::forget(std::mem::take(&mut self.io.slots));
         self.buffers.leak();
+        self.datagrams.leak();
     }
 }

@@ -55,7 +55,7 @@ impl EventLoop {
     }
 
     pub(super) fn port_closed(&mut self, key: PortKey, error: Option<&Error>) {
-        let Some(open) = self.ports.remove(&key) else { return };
+        let Some(open) = self.ports.remove(&key) else { return self.datagrams_closed(key, error) };
         log::info!("({} Closed)", open.port.label());
         self.release_host(open.port.host());
         open.end(&self.reactor, error);

@@ -74,6 +74,14 @@ pub(crate) fn local_address(fd: BorrowedFd<'_>) -> Option<Address> {
     address_of(&socket::getsockname(fd.as_raw_fd()).ok()?, Address::Tcp)
 }
 
+/// What a datagram socket calls by this name.
+pub(crate) fn socket_address(name: &Name) -> Option<Address> {
+    match name {
+        Name::Ip(ip) => address_of(ip, Address::Udp),
+        Name::Unix(unix) => Some(Address::Unix(unix_address(unix))),
+    }
+}
+
 /// What the kernel calls by this name; `ip` says whether an IP address has a TCP or a UDP port.
 pub(crate) fn address_of(storage: &SockaddrStorage, ip: fn(SocketAddr) -> Address) -> Option<Address> {
     if let Some(v4) = storage.as_sockaddr_in() {
@@ -82,10 +90,13 @@ pub(crate) fn address_of(storage: &SockaddrStorage, ip: fn(SocketAddr) -> Addres
     if let Some(v6) = storage.as_sockaddr_in6() {
         return Some(ip(SocketAddr::V6((*v6).into())));
     }
-    let unix = storage.as_unix_addr()?;
-    Some(Address::Unix(match (unix.path(), unix.as_abstract()) {
+    Some(Address::Unix(unix_address(storage.as_unix_addr()?)))
+}
+
+fn unix_address(unix: &UnixAddr) -> UnixAddress {
+    match (unix.path(), unix.as_abstract()) {
         (Some(path), _) => UnixAddress::Path(path.into()),
         (None, Some(name)) => UnixAddress::Abstract(name.into()),
         (None, None) => UnixAddress::Unnamed,
-    }))
+    }
 }

@@ -26,6 +26,7 @@ use crate::{
     id::{ConnId, GENERATION_MASK, HostKey, first_generation},
     limits::Limits,
     output::Pool,
+    port::Port,
     protocol::ErasedCall,
     reactor::{Reactor, State, TimerCall},
     timer::{Due, TimerKey, TimerQueue},
@@ -44,6 +45,8 @@ pub(super) enum Note {
     ConnectorEnded(Connector, Attempt),
     /// A factory that no handle names any more has lost its last connection.
     HostIdle(HostKey),
+    /// The thread of a port for datagrams has ended.
+    DatagramsClosed(Port),
 }
 
 /// A call for a protocol.

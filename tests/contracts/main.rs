@@ -5,6 +5,7 @@
 mod bytes;
 mod closing;
 mod connecting;
+mod datagrams;
 mod draining;
 mod endurance;
 mod factories;

@@ -81,8 +81,8 @@ pub(super) struct Buffers {
 impl Buffers {
     /// `count` (a power of two) small buffers of `bytes` each, and the large ones, registered with the ring.
     pub(super) fn register(ring: &Ring, count: u16, bytes: u32) -> io::Result<Self> {
-        let small = Group::register(ring, Size::Small, count, bytes)?;
-        let large = Group::register(ring, Size::Large, LARGE_COUNT, LARGE_BYTES)?;
+        let small = Group::register(ring, Size::Small.group(), count, bytes)?;
+        let large = Group::register(ring, Size::Large.group(), LARGE_COUNT, LARGE_BYTES)?;
         Ok(Self { small, large })
     }
 
@@ -130,7 +130,7 @@ impl Buffers {
 }
 
 /// Buffers of one size, which the kernel takes first in, first out.
-struct Group {
+pub(super) struct Group {
     ring: Mapping,
     memory: Mapping,
     count: u16,
@@ -140,7 +140,8 @@ struct Group {
 }
 
 impl Group {
-    fn register(ring: &Ring, size: Size, count: u16, bytes: u32) -> io::Result<Self> {
+    /// `count` (a power of two) buffers of `bytes` each, registered with the ring under this number.
+    pub(super) fn register(ring: &Ring, number: u16, count: u16, bytes: u32) -> io::Result<Self> {
         let bytes = bytes as usize;
         let mut buffers = Self {
             ring: Mapping::new(count as usize * size_of::<BufRingEntry>())?,
@@ -153,13 +154,13 @@ impl Group {
         let start = buffers.ring.start.as_ptr() as u64;
         // SAFETY: the mapping holds `count` entries and is freed only by `Drop`, which its owner
         // runs after the ring has let go of it.
-        unsafe { ring.submitter().register_buf_ring_with_flags(start, count, size.group(), 0)? };
+        unsafe { ring.submitter().register_buf_ring_with_flags(start, count, number, 0)? };
         (0..count).for_each(|buffer| buffers.recycle(buffer));
         buffers.publish();
         Ok(buffers)
     }
 
-    fn slice(&self, buffer: u16, len: u32) -> &[u8] {
+    pub(super) fn slice(&self, buffer: u16, len: u32) -> &[u8] {
         let len = (len as usize).min(self.bytes);
         // SAFETY: `address` lies `bytes` before the end of the mapping at least; anonymous memory
         // is initialised; the kernel writes a buffer only between `publish` and its completion, and
@@ -167,7 +168,7 @@ impl Group {
         unsafe { std::slice::from_raw_parts(self.address(buffer), len) }
     }
 
-    fn recycle(&mut self, buffer: u16) {
+    pub(super) fn recycle(&mut self, buffer: u16) {
         let (address, bytes) = (self.address(buffer) as u64, self.bytes as u32);
         let index = self.tail & (self.count - 1);
         // SAFETY: `index` is below `count`, so the entry lies in the mapping; only this thread
@@ -179,7 +180,7 @@ impl Group {
         self.tail = self.tail.wrapping_add(1);
     }
 
-    fn publish(&mut self) {
+    pub(super) fn publish(&mut self) {
         if self.tail == self.published {
             return;
         }
@@ -190,7 +191,7 @@ impl Group {
         self.published = self.tail;
     }
 
-    fn leak(&mut self) {
+    pub(super) fn leak(&mut self) {
         for mapping in [&mut self.ring, &mut self.memory] {
             mapping.leaked = true;
         }

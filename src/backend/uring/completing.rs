@@ -4,13 +4,18 @@ use super::{
     Ending, Found, Io, Kind,
     accepting::close_stray,
     buffers::{Buffers, Size},
+    datagrams::DatagramPorts,
     receiving::buffer,
     ring::Completion,
 };
 use crate::{backend::Event, id::ConnId, stats::Count};
 
 impl Io {
-    pub(super) fn next_found(&mut self, buffers: &mut Buffers) -> Option<Found> {
+    pub(super) fn next_found(
+        &mut self,
+        buffers: &mut Buffers,
+        datagrams: &mut DatagramPorts,
+    ) -> Option<Found> {
         loop {
             if let Some(event) = self.ready.pop_front().or_else(|| self.next_tried()) {
                 return Some(Found::Other(event));
@@ -21,13 +26,18 @@ impl Io {
                 self.trial_failed(completion);
                 continue;
             }
-            if let Some(found) = self.complete(completion, buffers) {
+            if let Some(found) = self.complete(completion, buffers, datagrams) {
                 return Some(found);
             }
         }
     }
 
-    fn complete(&mut self, completion: Completion, buffers: &mut Buffers) -> Option<Found> {
+    fn complete(
+        &mut self,
+        completion: Completion,
+        buffers: &mut Buffers,
+        datagrams: &mut DatagramPorts,
+    ) -> Option<Found> {
         let kind = Kind::from(completion.user_data)?;
         match kind {
             Kind::Accept => return self.accepted(completion).map(Found::Other),
@@ -39,6 +49,7 @@ impl Io {
                 close_stray(completion);
                 return None;
             }
+            Kind::ReceiveDatagram => return datagrams.received(self, completion),
             Kind::Cancel | Kind::Refuse => return None,
             _ => {}
         }

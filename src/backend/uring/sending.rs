@@ -95,20 +95,21 @@ impl Io {
 
     /// After an enter: sends that were tried are over, unless entries of them are left.
     pub(super) fn take_tried(&mut self) {
-        if self.trying.is_empty() {
+        if self.trying.is_empty() & self.trying_datagrams.is_empty() {
             return;
         }
-        let Self { ring, slots, .. } = self;
+        let Self { ring, slots, failed_datagrams, .. } = self;
         let taken = ring.all_taken();
-        ring.take_quiet(|completion| trial_failed(slots, completion));
+        ring.take_quiet(|completion| trial_failed(slots, failed_datagrams, completion));
         if taken {
             self.tried.extend(self.trying.drain(..));
+            self.tried_datagrams.append(&mut self.trying_datagrams);
         }
     }
 
     /// A trial's completion that was found among the others.
     pub(super) fn trial_failed(&mut self, completion: Completion) {
-        trial_failed(&mut self.slots, completion);
+        trial_failed(&mut self.slots, &mut self.failed_datagrams, completion);
     }
 
     /// The next send that was tried.
@@ -158,8 +159,10 @@ impl Io {
 }
 
 /// Its slot has not moved on: the send counts as in flight until its trial is over.
-fn trial_failed(slots: &mut [Option<Slot>], completion: Completion) {
-    if let Some(Some(slot)) = slots.get_mut(completion.user_data as u32 as usize) {
+fn trial_failed(slots: &mut [Option<Slot>], datagrams: &mut Vec<Completion>, completion: Completion) {
+    if Kind::from(completion.user_data) == Some(Kind::SendDatagram) {
+        datagrams.push(completion);
+    } else if let Some(Some(slot)) = slots.get_mut(completion.user_data as u32 as usize) {
         slot.sending.trial = Trial::Failed(completion.outcome());
     }
 }
