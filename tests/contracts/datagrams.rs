@@ -396,7 +396,7 @@ fn u1_a_group_that_is_none_is_an_error(setup: &Setup) {
 fn u1_a_callback_that_panics_is_logged_and_the_port_lives(setup: &Setup) {
     let running = Running::start(setup.reactor());
     let journal = Journal::default();
-    let text = format!("datagrams must not say this on {}", setup.name);
+    let text = format!("datagrams must not say this ({})", setup.name);
     let panicking = text.clone();
     let talker = Talker::new(&journal).on_data(move |cx, data, from| {
         assert_ne!(data, b"panic", "{panicking}");
