@@ -1,11 +1,11 @@
 //! The state machine in memory: one echoed message without a kernel, and whole lives.
 
-use std::{hint::black_box, time::Instant};
+use std::{hint::black_box, sync::Arc, time::Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use ringspun::{
     Limits,
-    internals::{Arrival, Connection, Pool, Step},
+    internals::{Arrival, Budget, Connection, Pool, Step},
 };
 
 const MESSAGE: [u8; 64] = [b'm'; 64];
@@ -19,7 +19,9 @@ struct Shared {
 
 impl Shared {
     fn new() -> Self {
-        Self { now: Instant::now(), limits: Limits::default(), pool: Pool::default() }
+        let limits = Limits::default();
+        let pool = Pool::new(&limits, &Arc::new(Budget::new(limits.output_total_max)));
+        Self { now: Instant::now(), limits, pool }
     }
 
     /// A connection whose receiving is on.

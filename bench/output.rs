@@ -5,8 +5,12 @@ use std::{hint::black_box, sync::Arc};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use ringspun::{
     Limits,
-    internals::{Batch, Output, Pool},
+    internals::{Batch, Budget, Output, Pool},
 };
+
+fn pool() -> Pool {
+    Pool::new(&Limits::default(), &Arc::new(Budget::new(usize::MAX)))
+}
 
 /// Appends `writes` times by `append`, then lets the kernel have taken everything.
 fn cycle(
@@ -27,7 +31,7 @@ fn cycle(
 }
 
 fn cycles(c: &mut Criterion) {
-    let (mut output, mut pool, limits) = (Output::default(), Pool::default(), Limits::default());
+    let (mut output, mut pool, limits) = (Output::default(), pool(), Limits::default());
     let copied = [b'c'; 64];
     let shared: Arc<[u8]> = vec![b's'; 4096].into();
     let mut group = c.benchmark_group("output");
@@ -46,7 +50,7 @@ fn cycles(c: &mut Criterion) {
 
 /// The kernel takes half, more is appended meanwhile, then it takes the rest.
 fn short_send(c: &mut Criterion) {
-    let (mut output, mut pool, limits) = (Output::default(), Pool::default(), Limits::default());
+    let (mut output, mut pool, limits) = (Output::default(), pool(), Limits::default());
     let data = [b'x'; 1024];
     c.bench_function("output/short_send_1024_bytes", |b| {
         b.iter(|| {

@@ -264,6 +264,17 @@ impl Connection {
         self.output.unsent()
     }
 
+    /// How much of that the budget of all connections counts.
+    pub fn counted(&self) -> usize {
+        self.output.counted()
+    }
+
+    /// Ends the connection, which has the most unsent of all, since all together have too much. What is not with the backend is dropped at once.
+    pub fn end_for_budget(&mut self, pool: &mut Pool) {
+        self.finish(Reason::Limit(LimitKind::OutputTotal), true);
+        self.output.discard(pool);
+    }
+
     /// Whether `data_received` may be called: not paused, not closing.
     pub fn is_delivering(&self) -> bool {
         matches!(self.phase, Phase::Open) & !self.paused

@@ -84,7 +84,7 @@ pub(crate) fn run(reactor: Reactor, backend: Box<dyn Proactor>) -> Result<(), Er
     let _here = core.run_here();
     let mut event_loop = EventLoop {
         counters: Arc::clone(&core.counters),
-        table: Table::new(core.number, core.config.limits.clone()),
+        table: Table::new(core.number, core.config.limits.clone(), &core.budget),
         reactor,
         answers_at_once: backend.queues_sends(),
         backend,

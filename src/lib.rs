@@ -158,7 +158,7 @@ pub use wrapper::WrappingFactory;
 pub mod internals {
     pub use crate::{
         connection::{AnyProducer, Arrival, Connection, NotRegistered, Produce, Step},
-        output::{Batch, Output, Pool},
+        output::{Batch, Budget, Output, Pool},
         timer::{Mark, TimerKey, TimerQueue, deadline_after},
     };
 }

@@ -21,6 +21,13 @@ pub struct Limits {
     /// `Reason::Limit`. 16 MiB: a peer that does not read costs no more than that.
     /// A single write is never refused for its own size.
     pub output_max: usize,
+    /// Unsent bytes of all connections together. A write that passes it ends whichever connection has the most unsent bytes, with
+    /// `Reason::Limit`: that may be the writer, which ends too where others have just as much, or one whose peer has read nothing for long. So a
+    /// connection that keeps what it has unsent small is not ended for others. One with at most 4 KiB is neither counted nor ended.
+    /// A shared buffer counts for each connection that has it unsent, so one who pushes much to many at once needs more.
+    /// Beside what is counted, there is for a turn of the loop what the kernel still reads of those that were ended.
+    /// 1 GiB: 16,384 connections that are full to the high mark, as producers fill them, or 64 that are full to `output_max`.
+    pub output_total_max: usize,
     /// How long `lose_connection` may take to hand over what was written before it becomes an
     /// abort. 60 s: a slow reader gets its last bytes, a dead one does not keep the slot.
     pub close_timeout: Duration,
@@ -54,6 +61,7 @@ impl Default for Limits {
             output_high: 64 << 10,
             output_low: 16 << 10,
             output_max: 16 << 20,
+            output_total_max: 1 << 30,
             close_timeout: Duration::from_secs(60),
             drain_timeout: Duration::from_secs(5),
             drain_max: 1 << 20,

@@ -1,6 +1,13 @@
 //! A connection's unsent bytes: what `write` appends to, and what moves to a backend to be sent.
 
+mod budget;
+
 use std::{fmt, io, sync::Arc};
+
+use crate::limits::Limits;
+
+pub use self::budget::Budget;
+use self::budget::COUNTED_ABOVE;
 
 /// A pooled batch keeps at most this much memory between two uses.
 const KEPT_CAPACITY_MAX: usize = 64 << 10;
@@ -26,6 +33,7 @@ struct Inserted {
 
 impl Batch {
     /// Appends a copy of `bytes`.
+    #[inline(always)]
     pub fn push(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
     }
@@ -96,22 +104,44 @@ impl Batch {
     }
 }
 
-/// Spare batches, so that the steady state allocates nothing and an idle connection owns none.
-#[derive(Debug, Default)]
+/// What connections share for their output: spare batches, so that the steady state allocates nothing and an idle connection
+/// owns none, and the budget.
+#[derive(Debug)]
 pub struct Pool {
     // Boxed because a batch moves over the seam and back with every message: a pointer, not 72 bytes.
     #[allow(clippy::vec_box)]
     spare: Vec<Box<Batch>>,
     bytes: usize,
+    /// A connection with no more than this unsent is below its high mark, and the budget does not count it.
+    calm_max: usize,
+    /// A write has passed the budget, and nobody has looked since.
+    passed: bool,
+    budget: Arc<Budget>,
 }
 
 impl Pool {
+    /// No spare batches yet.
+    pub fn new(limits: &Limits, budget: &Arc<Budget>) -> Self {
+        Self {
+            spare: Vec::new(),
+            bytes: 0,
+            calm_max: limits.output_high.min(COUNTED_ABOVE),
+            passed: false,
+            budget: Arc::clone(budget),
+        }
+    }
+
     /// An empty batch.
-    #[inline]
+    #[inline(always)]
     pub fn take(&mut self) -> Box<Batch> {
-        let batch = self.spare.pop().unwrap_or_default();
+        let Some(batch) = self.spare.pop() else { return Self::new_batch() };
         self.bytes -= batch.bytes.capacity();
         batch
+    }
+
+    #[cold]
+    fn new_batch() -> Box<Batch> {
+        Box::default()
     }
 
     /// Takes a batch back; what was unsent is dropped.
@@ -123,6 +153,26 @@ impl Pool {
             self.bytes = bytes;
             self.spare.push(batch);
         }
+    }
+
+    /// Whether a write has passed the budget since this was asked.
+    #[inline]
+    pub fn take_passed(&mut self) -> bool {
+        self.passed && self.forget_passed()
+    }
+
+    #[cold]
+    fn forget_passed(&mut self) -> bool {
+        std::mem::take(&mut self.passed)
+    }
+
+    /// What all connections have unsent together.
+    pub fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
+    fn charge(&mut self, n: usize) {
+        self.passed |= self.budget.charge(n);
     }
 }
 
@@ -183,6 +233,8 @@ pub struct Output {
     gathering: Option<Box<Batch>>,
     unsent: usize,
     in_flight: bool,
+    /// The budget counts all that is unsent.
+    counted: bool,
     full: bool,
     /// `pause_writing` is due. Every crossing of the high mark owes it, even if the output has
     /// drained by now: who was answered Full waits for both calls.
@@ -195,6 +247,11 @@ impl Output {
     /// Bytes that the kernel has not taken.
     pub fn unsent(&self) -> usize {
         self.unsent
+    }
+
+    /// What the budget counts of it.
+    pub fn counted(&self) -> usize {
+        if self.counted { self.unsent } else { 0 }
     }
 
     /// Whether a batch is with the backend.
@@ -228,13 +285,15 @@ impl Output {
     }
 
     /// Appends a copy of `bytes`, and minds the high mark.
-    #[inline]
+    #[inline(always)]
     pub fn append(&mut self, pool: &mut Pool, high: usize, bytes: &[u8]) -> Write {
         if !bytes.is_empty() {
-            self.gathering.get_or_insert_with(|| pool.take()).push(bytes);
+            let mut batch = self.gathering.take().unwrap_or_else(|| pool.take());
+            batch.push(bytes);
+            self.gathering = Some(batch);
             self.unsent += bytes.len();
         }
-        self.mind_high_mark(high)
+        self.mind_marks(pool, high, bytes.len())
     }
 
     /// The same, with whatever `append` adds to the batch.
@@ -242,20 +301,26 @@ impl Output {
         let batch = self.gathering.get_or_insert_with(|| pool.take());
         let before = batch.len();
         append(Undo::new(batch).batch);
-        self.unsent += batch.len() - before;
+        let added = batch.len() - before;
+        self.unsent += added;
         if batch.is_empty() {
             self.gathering.take().into_iter().for_each(|batch| pool.give(batch));
         }
-        self.mind_high_mark(high)
+        self.mind_marks(pool, high, added)
     }
 
     #[inline]
-    fn mind_high_mark(&mut self, high: usize) -> Write {
-        if self.unsent <= high { Write::Accepted } else { self.above_high_mark() }
+    fn mind_marks(&mut self, pool: &mut Pool, high: usize, added: usize) -> Write {
+        if self.unsent <= pool.calm_max { Write::Accepted } else { self.above_calm(pool, high, added) }
     }
 
     #[cold]
-    fn above_high_mark(&mut self) -> Write {
+    fn above_calm(&mut self, pool: &mut Pool, high: usize, added: usize) -> Write {
+        let counted = std::mem::replace(&mut self.counted, true);
+        pool.charge(if counted { added } else { self.unsent });
+        if self.unsent <= high {
+            return Write::Accepted;
+        }
         if !std::mem::replace(&mut self.full, true) {
             // A resume that was not told yet need not be: the protocol still believes itself paused.
             self.pause_due |= !std::mem::take(&mut self.resume_due);
@@ -278,13 +343,25 @@ impl Output {
     #[inline]
     pub fn came_back(&mut self, batch: Box<Batch>, n: usize, pool: &mut Pool, low: usize) {
         self.in_flight = false;
-        self.unsent = self.unsent.saturating_sub(n);
+        let before = self.unsent;
+        self.unsent = before.saturating_sub(n);
         if batch.is_empty() {
             pool.give(batch);
         } else {
             self.put_first(batch, pool);
         }
-        if self.full & (self.unsent <= low) {
+        if self.full | self.counted {
+            self.came_down(before, pool, low);
+        }
+    }
+
+    #[cold]
+    fn came_down(&mut self, before: usize, pool: &Pool, low: usize) {
+        if self.counted {
+            self.counted = self.unsent > pool.calm_max;
+            pool.budget.release(before - self.counted());
+        }
+        if self.full && self.unsent <= low {
             self.full = false;
             self.resume_due = true;
         }
@@ -305,8 +382,10 @@ impl Output {
         self.gathering = Some(first);
     }
 
-    /// Drops everything that is not in flight. It stays counted as unsent.
+    /// Drops everything that is not in flight. It stays unsent, but counts no more.
     pub fn discard(&mut self, pool: &mut Pool) {
+        pool.budget.release(self.counted());
+        self.counted = false;
         self.gathering.take().into_iter().for_each(|batch| pool.give(batch));
         (self.full, self.pause_due, self.resume_due) = (false, false, false);
     }
@@ -351,6 +430,15 @@ impl Drop for Undo<'_> {
 mod tests {
     use super::*;
 
+    /// With a budget of 1,000 bytes, for connections with a high mark of `high`.
+    fn pool_for(high: usize) -> Pool {
+        Pool::new(&Limits { output_high: high, ..Limits::default() }, &Arc::new(Budget::new(1_000)))
+    }
+
+    fn pool() -> Pool {
+        pool_for(4)
+    }
+
     fn unsent(batch: &Batch) -> Vec<u8> {
         batch.slices().flatten().copied().collect()
     }
@@ -386,7 +474,7 @@ mod tests {
 
     #[test]
     fn a_short_send_goes_first_next_time() {
-        let (mut output, mut pool) = (Output::default(), Pool::default());
+        let (mut output, mut pool) = (Output::default(), pool());
         let _ = output.append_with(&mut pool, 100, &mut |b| b.push(b"abc"));
         let mut batch = output.next_batch().unwrap();
         assert!(output.next_batch().is_none(), "one send in flight");
@@ -402,7 +490,7 @@ mod tests {
 
     #[test]
     fn each_crossing_of_the_marks_is_told_once() {
-        let (mut output, mut pool) = (Output::default(), Pool::default());
+        let (mut output, mut pool) = (Output::default(), pool());
         assert_eq!(output.append_with(&mut pool, 4, &mut |b| b.push(b"1234")), Write::Accepted);
         assert!(!output.take_pause());
         assert_eq!(output.append_with(&mut pool, 4, &mut |b| b.push(b"5")), Write::Full);
@@ -417,7 +505,7 @@ mod tests {
 
     #[test]
     fn a_full_that_drains_at_once_still_owes_both_calls() {
-        let (mut output, mut pool) = (Output::default(), Pool::default());
+        let (mut output, mut pool) = (Output::default(), pool());
         assert_eq!(fill(&mut output, &mut pool), Write::Full);
         drain(&mut output, &mut pool);
         assert!(!output.take_resume(), "the pause comes first");
@@ -427,7 +515,7 @@ mod tests {
 
     #[test]
     fn a_crossing_before_the_resume_was_told_needs_no_second_pause() {
-        let (mut output, mut pool) = (Output::default(), Pool::default());
+        let (mut output, mut pool) = (Output::default(), pool());
         assert_eq!(fill(&mut output, &mut pool), Write::Full);
         assert!(output.take_pause());
         drain(&mut output, &mut pool);
@@ -439,7 +527,7 @@ mod tests {
 
     #[test]
     fn a_writer_that_panics_leaves_no_half_of_its_bytes() {
-        let (mut output, mut pool) = (Output::default(), Pool::default());
+        let (mut output, mut pool) = (Output::default(), pool());
         let _ = output.append_with(&mut pool, 100, &mut |b| b.push(b"whole"));
         let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             output.append_with(&mut pool, 100, &mut |b| {
@@ -464,15 +552,54 @@ mod tests {
     }
 
     #[test]
+    fn the_budget_counts_all_of_what_is_above_the_calm_and_nothing_else() {
+        let mut pool = pool_for(usize::MAX);
+        let (mut calm, mut hog) = (Output::default(), Output::default());
+        let _ = calm.append(&mut pool, usize::MAX, &[0; COUNTED_ABOVE]);
+        assert_eq!((calm.counted(), pool.budget().counted()), (0, 0));
+        for (bytes, counted) in [(COUNTED_ABOVE, 0), (1, COUNTED_ABOVE + 1), (500, COUNTED_ABOVE + 501)] {
+            let _ = hog.append(&mut pool, usize::MAX, &vec![0; bytes]);
+            assert_eq!((hog.counted(), pool.budget().counted()), (counted, counted));
+        }
+        // Half of what was counted goes, then so much that it is calm again, then all.
+        for (taken, counted) in [(101, COUNTED_ABOVE + 400), (400, 0), (COUNTED_ABOVE, 0)] {
+            let mut batch = hog.next_batch().unwrap();
+            batch.advance(taken);
+            hog.came_back(batch, taken, &mut pool, 0);
+            assert_eq!((hog.counted(), pool.budget().counted()), (counted, counted));
+        }
+        assert!(hog.is_flushed());
+        assert_eq!(pool.budget().peak(), COUNTED_ABOVE + 501);
+    }
+
+    #[test]
+    fn passing_the_budget_is_told_once_and_what_is_discarded_counts_no_more() {
+        let mut pool = pool_for(100);
+        let (mut first, mut second) = (Output::default(), Output::default());
+        let _ = first.append(&mut pool, 100, &[0; 1_000]);
+        assert!(!pool.take_passed(), "at the budget is not past it");
+        let _ = second.append_with(&mut pool, 100, &mut |batch| batch.push(&[0; 101]));
+        assert!(pool.take_passed() && !pool.take_passed());
+        assert!(pool.budget().is_passed());
+        let in_flight = first.next_batch().unwrap();
+        first.discard(&mut pool);
+        assert_eq!((first.counted(), first.unsent()), (0, 1_000));
+        assert_eq!(pool.budget().counted(), 101);
+        // What comes back later is not given back twice.
+        first.came_back(in_flight, 500, &mut pool, 0);
+        assert_eq!((pool.budget().counted(), pool.budget().is_passed()), (101, false));
+    }
+
+    #[test]
     fn an_empty_write_leaves_nothing_to_send() {
-        let (mut output, mut pool) = (Output::default(), Pool::default());
+        let (mut output, mut pool) = (Output::default(), pool());
         assert_eq!(output.append_with(&mut pool, 4, &mut |_| ()), Write::Accepted);
         assert!(output.is_flushed() && output.next_batch().is_none());
     }
 
     #[test]
     fn a_pool_gives_the_memory_back() {
-        let mut pool = Pool::default();
+        let mut pool = pool();
         let mut batch = pool.take();
         batch.push(&[0; KEPT_CAPACITY_MAX * 4]);
         pool.give(batch);

@@ -23,6 +23,7 @@ use crate::{
     id::{ConnId, HostKey, PortKey},
     limits::Limits,
     options::{BackendInfo, Config},
+    output::Budget,
     port::Port,
     protocol::ErasedCall,
     stats::{Counters, Stats, Syscall},
@@ -93,6 +94,8 @@ pub(crate) struct Core {
     pub(crate) info: BackendInfo,
     pub(crate) counters: Arc<Counters>,
     pub(crate) waker: Arc<Waker>,
+    /// What all connections have unsent together.
+    pub(crate) budget: Arc<Budget>,
     /// For work that blocks.
     pub(crate) threads: ThreadPool,
     pub(crate) system_events: SystemEvents,
@@ -134,6 +137,7 @@ impl Core {
             number,
             threads: ThreadPool::new("ringspun-thread", config.thread_pool_size),
             system_events: SystemEvents::default(),
+            budget: Arc::new(Budget::new(config.limits.output_total_max)),
             config,
             info,
             counters: Arc::default(),
@@ -271,7 +275,8 @@ impl Reactor {
 
     /// Everything counted so far.
     pub fn stats(&self) -> Stats {
-        self.core.counters.snapshot()
+        let budget = &self.core.budget;
+        self.core.counters.snapshot().with_output_total(budget.counted(), budget.peak())
     }
 
     /// Which backend this reactor runs on, and why.

@@ -43,6 +43,9 @@ pub enum Loss {
 pub enum LimitKind {
     /// [`Limits::output_max`](crate::Limits::output_max): too many unsent bytes.
     Output,
+    /// [`Limits::output_total_max`](crate::Limits::output_total_max): too many unsent bytes of all connections together, of which this
+    /// one had the most.
+    OutputTotal,
 }
 
 /// A time limit that ends a connection when it runs out.
@@ -61,6 +64,9 @@ impl fmt::Display for Reason {
             Self::Lost(Loss::Shutdown) => f.write_str("connection was lost: the reactor was stopped"),
             Self::Aborted => f.write_str("connection was aborted"),
             Self::Limit(LimitKind::Output) => f.write_str("connection passed its limit of unsent output"),
+            Self::Limit(LimitKind::OutputTotal) => f.write_str(
+                "connection had the most unsent output when all together passed their limit of it",
+            ),
             Self::TimedOut(Timeout::Close) => {
                 f.write_str("connection could not be closed in time and was aborted")
             }

@@ -153,9 +153,26 @@ impl Count {
 pub struct Stats {
     syscalls: [u64; Syscall::ALL.len()],
     counts: [u64; Count::ALL.len()],
+    output_total: usize,
+    output_total_peak: usize,
 }
 
 impl Stats {
+    pub(crate) fn with_output_total(self, output_total: usize, output_total_peak: usize) -> Self {
+        Self { output_total, output_total_peak, ..self }
+    }
+
+    /// Unsent bytes, now, of all connections with more than 4 KiB of them: what
+    /// [`Limits::output_total_max`](crate::Limits::output_total_max) limits.
+    pub fn output_total(&self) -> usize {
+        self.output_total
+    }
+
+    /// The most that [`output_total`](Self::output_total) has ever been, which is above the limit by the writes that passed it.
+    pub fn output_total_peak(&self) -> usize {
+        self.output_total_peak
+    }
+
     /// How often this was counted.
     pub fn count(&self, count: Count) -> u64 {
         self.counts[count as usize]
@@ -237,6 +254,8 @@ impl Counters {
         Stats {
             syscalls: std::array::from_fn(|i| all().map(|c| c.syscalls[i].load(Relaxed)).sum()),
             counts: std::array::from_fn(|i| all().map(|c| c.counts[i].load(Relaxed)).sum()),
+            output_total: 0,
+            output_total_peak: 0,
         }
     }
 

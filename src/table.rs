@@ -1,6 +1,6 @@
 //! The connections of one loop.
 
-use std::{collections::HashMap, io, os::fd::BorrowedFd, time::Instant};
+use std::{collections::HashMap, io, os::fd::BorrowedFd, sync::Arc, time::Instant};
 
 use slab::Slab;
 
@@ -11,7 +11,7 @@ use crate::{
     connector::{Attempt, Connector},
     id::{ConnId, GENERATION_MASK, HostKey},
     limits::Limits,
-    output::{Batch, Pool, Write},
+    output::{Batch, Budget, Pool, Write},
     sys,
     timer::TimerKey,
     transport::{Link, Side, SocketFlag, Visited},
@@ -109,7 +109,7 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    pub(crate) fn new(number: u8, limits: Limits) -> Self {
+    pub(crate) fn new(number: u8, limits: Limits, budget: &Arc<Budget>) -> Self {
         Self {
             number,
             generations: Vec::new(),
@@ -117,7 +117,7 @@ impl Table {
             entries: Slab::new(),
             members: HashMap::new(),
             dirty: Vec::new(),
-            pool: Pool::default(),
+            pool: Pool::new(&limits, budget),
             limits,
         }
     }
@@ -245,6 +245,24 @@ impl Table {
         batch
     }
 
+    /// All connections together have too much unsent: ends the one that has the most, or `writer` if that has as much. Answers what its write
+    /// comes to, which was answered so before.
+    #[cold]
+    fn end_fullest(&mut self, writer: ConnId, mut answer: Write) -> Write {
+        while self.pool.budget().is_passed() {
+            let counted = self.entries.iter_mut().map(|(_, entry)| entry);
+            let fullest = counted.max_by_key(|entry| (entry.connection.counted(), entry.id == writer));
+            let Some(entry) = fullest.filter(|entry| entry.connection.counted() > 0) else { break };
+            let id = entry.id;
+            entry.connection.end_for_budget(&mut self.pool);
+            self.mark_dirty(id);
+            if id == writer {
+                answer = Write::Closed;
+            }
+        }
+        answer
+    }
+
     /// The next step of a connection.
     pub(crate) fn step(&mut self, id: ConnId, now: Instant, may_send: bool) -> Step {
         let Some(entry) = self.entries.get_mut(id.slot()) else { return Step::Idle };
@@ -296,7 +314,14 @@ impl Link for LoopLink<'_> {
         if !std::mem::replace(&mut entry.dirty, true) {
             dirty.push(id);
         }
-        entry.connection.write(pool, limits, data)
+        let answer = entry.connection.write(pool, limits, data);
+        if pool.take_passed() { self.table.end_fullest(id, answer) } else { answer }
+    }
+
+    fn append(&mut self, id: ConnId, append: &mut dyn FnMut(Visited<'_>) -> Write) -> Write {
+        let mut answer = Write::Closed;
+        self.visit(id, &mut |visited| answer = append(visited));
+        if self.table.pool.take_passed() { self.table.end_fullest(id, answer) } else { answer }
     }
 
     fn visit(&mut self, id: ConnId, act: &mut dyn FnMut(Visited<'_>)) {

@@ -17,21 +17,19 @@ use crate::{
 pub(crate) trait Link {
     /// Lets `act` change the connection and sees to what follows from it. A stale id is skipped.
     fn visit(&mut self, id: ConnId, act: &mut dyn FnMut(Visited<'_>));
+    /// As [`visit`](Self::visit), for what writes to the connection. If that passes the budget of all, the connection with the most unsent output ends.
+    fn append(&mut self, id: ConnId, append: &mut dyn FnMut(Visited<'_>) -> Write) -> Write;
     /// Appends a copy of `data`.
     fn write(&mut self, id: ConnId, data: &[u8]) -> Write {
-        let mut answer = Write::Closed;
-        self.visit(id, &mut |visited| {
-            answer = visited.connection.write(visited.pool, visited.limits, data);
-        });
-        answer
+        self.append(id, &mut |visited| {
+            visited.connection.write_with(visited.pool, visited.limits, &mut |batch| batch.push(data))
+        })
     }
     /// Appends what `fill` writes. It is user code: where `visit` holds a lock, it runs before that.
     fn fill(&mut self, id: ConnId, fill: &mut dyn FnMut(&mut Batch)) -> Write {
-        let mut answer = Write::Closed;
-        self.visit(id, &mut |visited| {
-            answer = visited.connection.write_with(visited.pool, visited.limits, &mut *fill);
-        });
-        answer
+        self.append(id, &mut |visited| {
+            visited.connection.write_with(visited.pool, visited.limits, &mut *fill)
+        })
     }
     /// One of the two ends of the connection.
     fn address(&mut self, id: ConnId, end: Side) -> Address;
@@ -137,13 +135,11 @@ impl Transport<'_> {
 
     /// Appends `data` without copying it: for one buffer that goes to many connections.
     pub fn write_shared(&mut self, data: &Arc<[u8]>) -> Write {
-        let mut answer = Write::Closed;
-        self.link.visit(self.id, &mut |visited| {
-            answer = visited.connection.write_with(visited.pool, visited.limits, &mut |batch| {
+        self.link.append(self.id, &mut |visited| {
+            visited.connection.write_with(visited.pool, visited.limits, &mut |batch| {
                 batch.push_shared(Arc::clone(data));
-            });
-        });
-        answer
+            })
+        })
     }
 
     /// Bytes written that the kernel has not taken yet.

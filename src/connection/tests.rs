@@ -1,9 +1,13 @@
 //! The state machine against a kernel made of a random number generator, and by hand where a
 //! contract names a case.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::*;
+use crate::output::Budget;
 
 /// A connection with a kernel that takes and gives what the test says.
 struct Rig {
@@ -33,7 +37,7 @@ impl Rig {
             Limits { output_high: 100, output_low: 20, output_max: 1000, drain_max: 50, ..Limits::default() };
         Self {
             connection,
-            pool: Pool::default(),
+            pool: Pool::new(&limits, &Arc::new(Budget::new(5_000))),
             limits,
             now: Instant::now(),
             in_flight: None,

@@ -126,7 +126,7 @@ impl ThreadConnection {
         let Parts { shared, hosted, protocol, wire, peer } = parts;
         let state = State {
             connection: Connection::new(hosted.host.half_closeable()),
-            pool: Pool::default(),
+            pool: shared.new_pool(),
             timers: Vec::new(),
             peer,
             host: None,

@@ -51,6 +51,16 @@ impl Link for ThreadLink<'_> {
         }
     }
 
+    fn append(&mut self, id: ConnId, append: &mut dyn FnMut(Visited<'_>) -> Write) -> Write {
+        let (mut answer, mut passed) = (Write::Closed, false);
+        self.visit(id, &mut |Visited { connection, pool, limits }| {
+            answer = append(Visited { connection, pool, limits });
+            passed = pool.take_passed();
+        });
+        let ended = passed && self.shared.end_fullest(id, self.duty);
+        if ended { Write::Closed } else { answer }
+    }
+
     /// What `fill` does is the user's business, so it runs before the lock is taken.
     fn fill(&mut self, id: ConnId, fill: &mut dyn FnMut(&mut Batch)) -> Write {
         let mut takes = false;
@@ -60,12 +70,7 @@ impl Link for ThreadLink<'_> {
         }
         let mut filled = self.duty.pool.take();
         fill(&mut filled);
-        let mut answer = Write::Closed;
-        if let Some(bytes) = filled.as_single() {
-            self.visit(id, &mut |visited| {
-                answer = visited.connection.write(visited.pool, visited.limits, bytes);
-            });
-        }
+        let answer = filled.as_single().map_or(Write::Closed, |bytes| self.write(id, bytes));
         self.duty.pool.give(filled);
         answer
     }

@@ -14,7 +14,7 @@ use std::{
 use slab::Slab;
 
 use super::{
-    connection::{Parts, ThreadConnection},
+    connection::{Parts, State as ConnectionState, ThreadConnection},
     hosts::Hosted,
     link::ThreadLink,
 };
@@ -64,6 +64,8 @@ pub(super) struct Shared {
     pub(super) sender: Sender,
     pub(super) crew: Arc<Crew>,
     notes: Mutex<Vec<Note>>,
+    /// Held by the one who ends connections because all together have too much unsent: two at once would end too many.
+    ending: Mutex<()>,
 }
 
 impl Shared {
@@ -82,11 +84,35 @@ impl Shared {
             sender: Sender::new(number)?,
             crew: Arc::new(Crew::new(Box::new(left))),
             notes: Mutex::default(),
+            ending: Mutex::default(),
         })
     }
 
     pub(super) fn limits(&self) -> &Limits {
         &self.reactor.core.config.limits
+    }
+
+    pub(super) fn new_pool(&self) -> Pool {
+        Pool::new(self.limits(), &self.reactor.core.budget)
+    }
+
+    /// All connections together have too much unsent: ends the one that has the most, or `writer` if that has as much. Answers whether
+    /// `writer` was ended. Asked under no connection's lock.
+    #[cold]
+    pub(super) fn end_fullest(&self, writer: ConnId, duty: &mut Duty) -> bool {
+        let _alone = lock(&self.ending);
+        let mut writer_ended = false;
+        while self.reactor.core.budget.is_passed() {
+            let all = self.table.all();
+            let fullest = all.iter().map(|connection| (connection.lock().connection.counted(), connection));
+            let fullest = fullest.max_by_key(|(counted, connection)| (*counted, connection.id() == writer));
+            let Some((1.., connection)) = fullest else { break };
+            let ConnectionState { connection: machine, pool, .. } = &mut *connection.lock();
+            machine.end_for_budget(pool);
+            duty.touch(connection.id());
+            writer_ended |= connection.id() == writer;
+        }
+        writer_ended
     }
 
     /// Starts the thread that waits for peers that do not read.
@@ -183,7 +209,7 @@ pub(super) struct Duty {
 
 impl Duty {
     pub(super) fn new(shared: &Arc<Shared>) -> Self {
-        Self { shared: Arc::clone(shared), touched: VecDeque::new(), pool: Pool::default() }
+        Self { shared: Arc::clone(shared), touched: VecDeque::new(), pool: shared.new_pool() }
     }
 
     /// Notes that a connection has been changed.
@@ -275,6 +301,10 @@ impl Table {
         let of_host = places.taken.iter().filter(|(_, connection)| connection.host() == host);
         let seen = of_host.filter(|(_, other)| other.is_made() || Some(other.id()) == own);
         seen.map(|(_, connection)| connection.id()).collect()
+    }
+
+    pub(super) fn all(&self) -> Vec<Arc<ThreadConnection>> {
+        lock(&self.places).taken.iter().map(|(_, connection)| Arc::clone(connection)).collect()
     }
 
     /// Lets no connection be made any more; answers those that are.

@@ -2,6 +2,7 @@
 //!
 //! Tests that need a process of their own are in `tests/faults`.
 
+mod budget;
 mod bytes;
 mod closing;
 mod connecting;

@@ -223,7 +223,7 @@ fn build(spec: Spec, way: Way) -> Result<Reactor, Error> {
 fn limits(way: Way) -> Limits {
     match way {
         Way::Echo => Limits::default(),
-        Way::Push => Limits { output_max: usize::MAX, ..Limits::default() },
+        Way::Push => Limits { output_max: usize::MAX, output_total_max: usize::MAX, ..Limits::default() },
     }
 }
 
