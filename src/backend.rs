@@ -49,6 +49,8 @@ pub(crate) enum Event<'a> {
     Connected { id: ConnId, errno: Option<Errno> },
     /// Bytes arrived.
     Data { id: ConnId, data: &'a [u8] },
+    /// Descriptors arrived, along with the bytes of the event that follows.
+    Descriptors { id: ConnId, descriptors: Vec<OwnedFd> },
     /// Receiving ended: with FIN, or with an error.
     End { id: ConnId, errno: Option<Errno> },
     /// A batch came back.
@@ -106,6 +108,12 @@ pub(crate) trait Proactor {
     fn adopt(&mut self, id: ConnId, socket: Socket);
     /// Closes an accepted socket that nobody wants.
     fn refuse(&mut self, socket: Socket);
+    /// Says that this is a Unix socket: a receive ends where a descriptor came along, though there is more.
+    fn is_unix(&mut self, id: ConnId) {
+        let _ = id;
+    }
+    /// From now on receives descriptors, too.
+    fn receive_descriptors(&mut self, id: ConnId);
     /// Turns receiving on or off.
     fn read(&mut self, id: ConnId, on: bool);
     /// Whether a send is only queued until the next wait, and costs no call of its own.

@@ -12,6 +12,7 @@ mod ports;
 use std::{
     collections::{HashMap, VecDeque},
     io,
+    os::fd::OwnedFd,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -31,7 +32,7 @@ use crate::{
     reason::{Loss, Reason},
     stats::{Count, Counters},
     system_event::{Phase, SystemEvent},
-    table::{LoopLink, Stage, Table},
+    table::{Entry, LoopLink, Stage, Table},
     timer::{Due, TimerQueue},
     transport::Transport,
 };
@@ -375,6 +376,7 @@ impl EventLoop {
                 }
                 Event::DatagramsSent { port, sent } => Owned::DatagramsSent(port, sent),
                 Event::DatagramsFailed { port, errno } => Owned::DatagramsFailed(port, errno),
+                Event::Descriptors { id, descriptors } => Owned::Descriptors(id, descriptors),
                 Event::Accepted { port, socket } => Owned::Accepted(port, socket),
                 Event::AcceptFailed { port, errno } => Owned::AcceptFailed(port, errno),
                 Event::Unlistened { port } => Owned::Unlistened(port),
@@ -410,6 +412,12 @@ impl EventLoop {
                 }
             }
             Owned::Closed(id) => self.remove(id),
+            Owned::Descriptors(id, descriptors) => {
+                if let Some(entry) = self.table.get(id).filter(|entry| entry.stage == Stage::Made) {
+                    entry.add_descriptors(descriptors);
+                    self.tell_descriptors(id);
+                }
+            }
             Owned::DatagramsSent(port, sent) => self.datagrams.sent(&self.reactor, port, sent),
             Owned::DatagramsFailed(port, errno) => self.datagrams.failed(&self.reactor, port, errno),
         }
@@ -470,6 +478,7 @@ impl EventLoop {
             may_send = false;
         }
         loop {
+            self.tell_descriptors(id);
             match self.table.step(id, self.now, may_send) {
                 Step::Idle => break,
                 Step::Later => {
@@ -500,6 +509,13 @@ impl EventLoop {
             self.backend.hurry(id);
         }
         self.mind_deadline(id);
+    }
+
+    /// Tells of the descriptors that came, unless the connection is paused or closing.
+    fn tell_descriptors(&mut self, id: ConnId) {
+        while let Some(descriptor) = self.table.get(id).and_then(Entry::next_descriptor) {
+            self.tell(id, ProtocolEvent::Descriptor(descriptor));
+        }
     }
 
     fn produce(&mut self, id: ConnId, what: Produce, mut producer: AnyProducer) {
@@ -578,6 +594,7 @@ enum Owned {
     Connected(ConnId, Option<crate::error::Errno>),
     End(ConnId, Option<crate::error::Errno>),
     Closed(ConnId),
+    Descriptors(ConnId, Vec<OwnedFd>),
     DatagramsSent(PortKey, DatagramsSent),
     DatagramsFailed(PortKey, crate::error::Errno),
 }

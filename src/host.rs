@@ -7,6 +7,7 @@
 use std::{
     any::Any,
     io,
+    os::fd::OwnedFd,
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
@@ -27,6 +28,7 @@ use crate::{
 pub(crate) enum ProtocolEvent<'a> {
     Made,
     Data(&'a [u8]),
+    Descriptor(OwnedFd),
     ReadLost,
     PauseWriting,
     ResumeWriting,
@@ -74,6 +76,7 @@ pub(crate) fn tell_protocol<'a, F: Factory>(
     caught(|| match event {
         ProtocolEvent::Made => protocol.connection_made(&mut cx),
         ProtocolEvent::Data(data) => protocol.data_received(&mut cx, data),
+        ProtocolEvent::Descriptor(descriptor) => protocol.file_descriptor_received(&mut cx, descriptor),
         ProtocolEvent::ReadLost => protocol.read_connection_lost(&mut cx),
         ProtocolEvent::PauseWriting => protocol.pause_writing(&mut cx),
         ProtocolEvent::ResumeWriting => protocol.resume_writing(&mut cx),
@@ -191,6 +194,8 @@ pub(crate) trait Host {
     fn build(&mut self, peer: &mut Peer<'_>) -> Option<u32>;
     /// Whether its protocols understand half-closed connections.
     fn half_closeable(&self) -> bool;
+    /// Whether its protocols take descriptors.
+    fn receives_descriptors(&self) -> bool;
     /// Tells one of its protocols.
     fn tell(
         &mut self,
@@ -223,6 +228,10 @@ impl<F: Factory> Host for LoopHost<F> {
 
     fn half_closeable(&self) -> bool {
         F::Protocol::HALF_CLOSEABLE
+    }
+
+    fn receives_descriptors(&self) -> bool {
+        F::Protocol::RECEIVES_DESCRIPTORS
     }
 
     fn tell(

@@ -2,7 +2,7 @@
 
 mod budget;
 
-use std::{fmt, io, sync::Arc};
+use std::{any::Any, fmt, io, sync::Arc};
 
 use crate::limits::Limits;
 
@@ -24,12 +24,16 @@ pub struct Batch {
     sent: usize,
 }
 
-/// A shared buffer that comes before the byte at `at`.
-#[derive(Debug)]
+/// A shared buffer that comes before the byte at `at`, or something that goes along with that byte.
+#[derive(Clone, Debug)]
 struct Inserted {
     at: usize,
     data: Arc<[u8]>,
+    along: Option<Along>,
 }
+
+/// What a send takes along with a byte: only the kernel side knows what it is.
+pub(crate) type Along = Arc<dyn Any + Send + Sync>;
 
 impl Batch {
     /// Appends a copy of `bytes`.
@@ -41,7 +45,13 @@ impl Batch {
     /// Appends `data` without copying it.
     pub fn push_shared(&mut self, data: Arc<[u8]>) {
         self.shared_len += data.len();
-        self.shared.push(Inserted { at: self.bytes.len(), data });
+        self.shared.push(Inserted { at: self.bytes.len(), data, along: None });
+    }
+
+    /// Appends a copy of `bytes`, the first of which takes something along.
+    pub(crate) fn push_along(&mut self, bytes: &[u8], along: Along) {
+        self.shared.push(Inserted { at: self.bytes.len(), data: Arc::from([]), along: Some(along) });
+        self.push(bytes);
     }
 
     /// Bytes not yet sent.
@@ -64,13 +74,32 @@ impl Batch {
         self.shared.is_empty().then(|| &self.bytes[self.sent..])
     }
 
-    /// The unsent pieces in order; none is empty.
+    /// The unsent pieces in order, up to the next byte that takes something along; none is empty.
     pub fn slices(&self) -> impl Iterator<Item = &[u8]> {
-        let mut skip = self.sent;
+        let end = self.all_along().map(|(at, _)| at).find(|at| *at > self.sent);
+        let (mut skip, mut left) = (self.sent, end.map_or(usize::MAX, |end| end - self.sent));
         self.pieces().filter_map(move |piece| {
             let skipped = skip.min(piece.len());
             skip -= skipped;
-            Some(&piece[skipped..]).filter(|rest| !rest.is_empty())
+            let rest = &piece[skipped..];
+            let taken = rest.len().min(left);
+            left -= taken;
+            Some(&rest[..taken]).filter(|rest| !rest.is_empty())
+        })
+    }
+
+    /// What the next byte takes along.
+    pub(crate) fn along(&self) -> Option<&Along> {
+        self.all_along().find(|(at, _)| *at == self.sent).map(|(_, along)| along)
+    }
+
+    /// What goes along with bytes, and how many bytes come before it.
+    fn all_along(&self) -> impl Iterator<Item = (usize, &Along)> {
+        let mut shared_before = 0;
+        self.shared.iter().filter_map(move |inserted| {
+            let at = inserted.at + shared_before;
+            shared_before += inserted.data.len();
+            inserted.along.as_ref().map(|along| (at, along))
         })
     }
 
@@ -374,9 +403,12 @@ impl Output {
             let offset = first.bytes.len();
             first.bytes.extend_from_slice(&behind.bytes);
             first.shared_len += behind.shared_len;
-            first
-                .shared
-                .extend(behind.shared.iter().map(|i| Inserted { at: offset + i.at, data: i.data.clone() }));
+            first.shared.extend(
+                behind
+                    .shared
+                    .iter()
+                    .map(|inserted| Inserted { at: offset + inserted.at, ..inserted.clone() }),
+            );
             pool.give(behind);
         }
         self.gathering = Some(first);

@@ -247,6 +247,10 @@ impl Port {
         self.shared.socket.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    pub(crate) fn is_unix(&self) -> bool {
+        self.shared.address.unix().is_some()
+    }
+
     /// Its number, or the name of its Unix socket.
     pub(crate) fn name(&self) -> String {
         name(&self.shared.address)

@@ -1,6 +1,6 @@
 //! What a user writes for each connection: [`Protocol`], and the context its callbacks get.
 
-use std::{any::Any, fmt, time::Duration};
+use std::{any::Any, fmt, os::fd::OwnedFd, time::Duration};
 
 use crate::{
     delayed_call::DelayedCall,
@@ -37,6 +37,10 @@ pub trait Protocol<F>: Sized + Send + 'static {
     /// was written is delivered and the connection ends with `Reason::Done`.
     const HALF_CLOSEABLE: bool = false;
 
+    /// Whether this protocol takes descriptors that come along with bytes over a Unix socket (Twisted's
+    /// `IFileDescriptorReceiver`). If not, they are closed.
+    const RECEIVES_DESCRIPTORS: bool = false;
+
     /// The connection has been made. Runs once, before anything else.
     fn connection_made(&mut self, cx: &mut Cx<'_, F>) {
         let _ = cx;
@@ -45,6 +49,13 @@ pub trait Protocol<F>: Sized + Send + 'static {
     /// Bytes arrived. They are lent for the duration of the call, straight from the backend's
     /// buffer; how the peer's writes were cut into pieces means nothing.
     fn data_received(&mut self, cx: &mut Cx<'_, F>, data: &[u8]);
+
+    /// A descriptor arrived. The byte it came along with is delivered after it, maybe in one piece with bytes that
+    /// were sent before it: who needs to know which byte it was says so in what he sends. Called only if
+    /// [`RECEIVES_DESCRIPTORS`](Self::RECEIVES_DESCRIPTORS).
+    fn file_descriptor_received(&mut self, cx: &mut Cx<'_, F>, descriptor: OwnedFd) {
+        let _ = (cx, descriptor);
+    }
 
     /// The connection is gone. Runs once; the protocol is dropped after it.
     fn connection_lost(&mut self, cx: &mut Cx<'_, F>, reason: &Reason) {

@@ -3,6 +3,7 @@
 mod datagram;
 mod listener;
 mod name;
+mod rights;
 
 use std::{
     io::{self, IoSlice},
@@ -18,7 +19,10 @@ use nix::{
     sys::{
         eventfd::{EfdFlags, EventFd},
         resource::{Resource, getrlimit},
-        socket::{self, AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, SockaddrStorage, sockopt},
+        socket::{
+            self, AddressFamily, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, SockaddrStorage,
+            sockopt,
+        },
     },
 };
 
@@ -28,6 +32,7 @@ pub(crate) use self::{
     datagram::{DatagramSocket, Datagrams, Inbox, address_from, send_header},
     listener::Listener,
     name::{Name, local_address, peer_address},
+    rights::{RECEIVE_FLAGS, Rights, RightsInbox},
 };
 
 /// A send takes at most this many pieces at once; the rest follows.
@@ -147,7 +152,11 @@ pub(crate) fn send_now(fd: BorrowedFd<'_>, batch: &Batch) -> Result<SentNow, Err
     let mut slices = [IoSlice::new(&[]); SLICES_MAX];
     let count = slices.iter_mut().zip(batch.slices()).map(|(to, from)| *to = IoSlice::new(from)).count();
     let slices = &slices[..count];
-    let bytes = socket::sendmsg::<()>(fd.as_raw_fd(), slices, &[], flags, None)?;
+    let descriptor = batch.along().and_then(|along| along.downcast_ref::<OwnedFd>()).map(OwnedFd::as_raw_fd);
+    let control = descriptor.as_slice();
+    let control = [ControlMessage::ScmRights(control)];
+    let control = if descriptor.is_some() { &control[..] } else { &[] };
+    let bytes = socket::sendmsg::<()>(fd.as_raw_fd(), slices, control, flags, None)?;
     let short = bytes < slices.iter().map(|slice| slice.len()).sum();
     Ok(SentNow { bytes, short })
 }

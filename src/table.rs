@@ -1,6 +1,12 @@
 //! The connections of one loop.
 
-use std::{collections::HashMap, io, os::fd::BorrowedFd, sync::Arc, time::Instant};
+use std::{
+    collections::{HashMap, VecDeque},
+    io,
+    os::fd::{BorrowedFd, OwnedFd},
+    sync::Arc,
+    time::Instant,
+};
 
 use slab::Slab;
 
@@ -51,6 +57,8 @@ struct Rare {
     timers: Vec<TimerKey>,
     deadline: Option<TimerKey>,
     connector: Option<(Connector, Attempt)>,
+    /// Descriptors that came and were not told yet.
+    descriptors: VecDeque<OwnedFd>,
 }
 
 impl Entry {
@@ -75,6 +83,19 @@ impl Entry {
         if peer.is_some() {
             self.rare().peer = peer;
         }
+    }
+
+    pub(crate) fn add_descriptors(&mut self, descriptors: Vec<OwnedFd>) {
+        self.rare().descriptors.extend(descriptors);
+    }
+
+    /// The next descriptor to be told, if anything may be told now.
+    pub(crate) fn next_descriptor(&mut self) -> Option<OwnedFd> {
+        let descriptors = &mut self.rare.as_mut()?.descriptors;
+        if !self.connection.is_open() {
+            descriptors.clear();
+        }
+        if self.connection.is_delivering() { descriptors.pop_front() } else { None }
     }
 
     /// The timer of its deadline.

@@ -1,13 +1,13 @@
 //! What a protocol writes to and closes: one end of one connection.
 
-use std::{fmt, io, sync::Arc};
+use std::{fmt, io, os::fd::OwnedFd, sync::Arc};
 
 use crate::{
     address::Address,
     connection::Connection,
     id::{ConnId, HostKey},
     limits::Limits,
-    output::{Batch, Pool, Write, Writer},
+    output::{Along, Batch, Pool, Write, Writer},
     reason::{BoxError, Reason},
     timer::TimerKey,
 };
@@ -140,6 +140,27 @@ impl Transport<'_> {
                 batch.push_shared(Arc::clone(data));
             })
         })
+    }
+
+    /// Appends a copy of `data` with a descriptor, which the peer gets along with the first byte of it (Twisted's `sendFileDescriptor`; see
+    /// unix(7)). Another process that gets it shares the file; this one's copy is closed when it has gone.
+    ///
+    /// # Errors
+    /// If the connection's socket is no Unix socket, or `data` is empty.
+    pub fn send_file_descriptor(&mut self, descriptor: OwnedFd, data: &[u8]) -> io::Result<Write> {
+        let invalid = |cause| Err(io::Error::new(io::ErrorKind::InvalidInput, cause));
+        if data.is_empty() {
+            return invalid("a descriptor needs a byte to go along with");
+        }
+        if !matches!(self.get_host(), Address::Unix(_) | Address::Unknown) {
+            return invalid("descriptors can be sent over Unix sockets only");
+        }
+        let along: Along = Arc::new(descriptor);
+        Ok(self.link.append(self.id, &mut |visited| {
+            visited.connection.write_with(visited.pool, visited.limits, &mut |batch| {
+                batch.push_along(data, Arc::clone(&along));
+            })
+        }))
     }
 
     /// Bytes written that the kernel has not taken yet.

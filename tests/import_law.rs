@@ -77,12 +77,14 @@ const JOINT: &[&str] = &[
 const UNSAFE_FILES: &[&str] = &[
     "sys/datagram",
     "sys/listener",
+    "sys/rights",
     "signals",
     "backend/uring",
     "backend/uring/accepting",
     "backend/uring/buffers",
     "backend/uring/datagrams",
     "backend/uring/receiving",
+    "backend/uring/rights",
     "backend/uring/ring",
     "backend/uring/sending",
 ];

@@ -25,7 +25,7 @@ use crate::{
     id::{ConnId, PortKey},
     output::Batch,
     stats::{Count, Counters, Syscall},
-    sys::{self, DatagramSocket, Datagrams, Listener, Name, Reserve, Socket, Waker},
+    sys::{self, DatagramSocket, Datagrams, Listener, Name, Reserve, RightsInbox, Socket, Waker},
 };
 
 /// Bytes of the loop's one receive buffer: it stays in the cache, and a fast peer fills it.
@@ -56,6 +56,10 @@ struct Slot {
     /// It stands in the line of those to be read again.
     queued: bool,
     connecting: bool,
+    /// A short receive does not mean that there is no more.
+    unix: bool,
+    /// Descriptors are received, too.
+    rights: bool,
     /// What did not go at once, and how many bytes of it did.
     batch: Option<Box<Batch>>,
     gone: usize,
@@ -83,6 +87,9 @@ struct Io {
     readers: VecDeque<ConnId>,
     /// The port that accepts now, and how many more it may.
     accepting: Option<(PortKey, u32)>,
+    /// Data that is to be told after its descriptors.
+    behind: Option<Found>,
+    rights: Box<RightsInbox>,
     reserve: Reserve,
     counters: Arc<Counters>,
 }
@@ -119,6 +126,8 @@ impl EpollLoop {
             ready: VecDeque::new(),
             readers: VecDeque::new(),
             accepting: None,
+            behind: None,
+            rights: RightsInbox::boxed(),
             reserve: Reserve::new(),
             counters,
         };
@@ -137,6 +146,9 @@ impl EpollLoop {
         loop {
             if let Some(event) = self.io.ready.pop_front().or_else(|| self.io.accept_next()) {
                 return Some(Found::Other(event));
+            }
+            if let Some(found) = self.io.behind.take() {
+                return Some(found);
             }
             if let Some(found) = self.datagrams.next_found() {
                 return Some(found);
@@ -215,6 +227,14 @@ impl Proactor for EpollLoop {
     fn refuse(&mut self, socket: Socket) {
         self.io.counters.call(Syscall::Close);
         drop(socket);
+    }
+
+    fn is_unix(&mut self, id: ConnId) {
+        self.io.slot(id).into_iter().for_each(|slot| slot.unix = true);
+    }
+
+    fn receive_descriptors(&mut self, id: ConnId) {
+        self.io.slot(id).into_iter().for_each(|slot| slot.rights = true);
     }
 
     fn read(&mut self, id: ConnId, on: bool) {
@@ -329,6 +349,8 @@ impl Io {
             hung_up: false,
             queued: false,
             connecting: false,
+            unix: false,
+            rights: false,
             batch: None,
             gone: 0,
         });
@@ -374,10 +396,18 @@ impl Io {
 
     /// Receives once, if the connection wants it and may have something.
     fn receive(&mut self, id: ConnId, buffer: &mut [u8]) -> Option<Found> {
-        let slot = self.slot(id).filter(|slot| slot.reading && slot.readable && !slot.queued)?;
-        let outcome = sys::receive(slot.socket.as_fd(), buffer);
+        let Self { slots, rights: inbox, .. } = self;
+        let slot = slots.get_mut(id.slot())?.as_mut().filter(|slot| slot.id == id)?;
+        if !slot.reading || !slot.readable || slot.queued {
+            return None;
+        }
+        let rights = slot.rights;
+        let outcome = match rights {
+            true => inbox.receive(slot.socket.as_fd(), buffer),
+            false => sys::receive(slot.socket.as_fd(), buffer),
+        };
         let more = match outcome {
-            Ok(len) => len == buffer.len() || (slot.hung_up && len > 0),
+            Ok(len) => len == buffer.len() || ((slot.hung_up | slot.unix) && len > 0),
             Err(errno) => errno.raw() == libc::EINTR,
         };
         slot.readable = more;
@@ -385,6 +415,11 @@ impl Io {
             self.read_again(id);
         }
         self.counters.call(Syscall::Recv);
+        let descriptors = if rights { self.rights.take() } else { Vec::new() };
+        if let (Ok(len @ 1..), false) = (outcome, descriptors.is_empty()) {
+            self.behind = Some(Found::Data { id, len });
+            return Some(Found::Other(Event::Descriptors { id, descriptors }));
+        }
         match outcome.map_err(Errno::raw) {
             Ok(0) => Some(Found::Other(Event::End { id, errno: None })),
             Ok(len) => Some(Found::Data { id, len }),

@@ -71,6 +71,8 @@ impl Proactor for Memory {
 
     fn refuse(&mut self, _socket: Socket) {}
 
+    fn receive_descriptors(&mut self, _id: ConnId) {}
+
     fn read(&mut self, id: ConnId, on: bool) {
         if on {
             self.reading.push(id);

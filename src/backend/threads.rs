@@ -28,7 +28,7 @@ use crate::{
     error::Errno,
     output::Batch,
     stats::{Branch, Count, Syscall},
-    sys,
+    sys::{self, RightsInbox},
 };
 
 /// What one send came to.
@@ -64,10 +64,17 @@ impl Wire {
         &self.counters
     }
 
-    /// Waits for bytes; 0 is the peer's FIN, or the work of [`wake`](Self::wake).
-    pub(crate) fn receive(&self, buffer: &mut [u8]) -> Result<usize, Errno> {
+    /// Waits for bytes, and for descriptors if there is somewhere to put them; 0 is the peer's FIN, or the work of [`wake`](Self::wake).
+    pub(crate) fn receive(
+        &self,
+        buffer: &mut [u8],
+        rights: Option<&mut RightsInbox>,
+    ) -> Result<usize, Errno> {
         self.counters.call(Syscall::Recv);
-        let received = sys::receive(self.socket.as_fd(), buffer);
+        let received = match rights {
+            Some(rights) => rights.receive(self.socket.as_fd(), buffer),
+            None => sys::receive(self.socket.as_fd(), buffer),
+        };
         if let Ok(n) = received {
             self.counters.add(Count::BytesReceived, n as u64);
         }

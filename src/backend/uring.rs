@@ -13,6 +13,7 @@ mod datagrams;
 mod entries;
 mod prove;
 mod receiving;
+mod rights;
 mod ring;
 mod sending;
 pub(crate) mod wait;
@@ -33,6 +34,7 @@ use self::{
     datagrams::DatagramPorts,
     entries::{Message, close_entry},
     receiving::Receiving,
+    rights::MessageInbox,
     ring::{Completion, Ring},
     sending::Sending,
     wait::{Recent, Wait},
@@ -73,10 +75,11 @@ enum Kind {
     Install,
     ReceiveDatagram,
     SendDatagram,
+    ReceiveMessage,
 }
 
 impl Kind {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 15] = [
         Self::Receive,
         Self::ReceiveLarge,
         Self::Send,
@@ -91,6 +94,7 @@ impl Kind {
         Self::Install,
         Self::ReceiveDatagram,
         Self::SendDatagram,
+        Self::ReceiveMessage,
     ];
 
     /// User data of an operation of a connection.
@@ -152,6 +156,10 @@ enum Found {
     },
     /// The one that the ports for datagrams lend.
     Datagram(PortKey),
+    Message {
+        id: ConnId,
+        bytes: Vec<u8>,
+    },
     Other(Event<'static>),
 }
 
@@ -178,6 +186,10 @@ struct Io {
     /// Spare message headers, for sends in pieces.
     #[allow(clippy::vec_box)] // The kernel is given their addresses, so they must not move.
     messages: Vec<Box<Message>>,
+    /// By slot, for connections that take descriptors.
+    messages_in: HashMap<usize, MessageInbox>,
+    /// What is to be told after its descriptors.
+    behind: Option<Found>,
     direct: bool,
     multishot: bool,
     reserve: Reserve,
@@ -193,6 +205,8 @@ pub(crate) struct Uring {
     buffers: Buffers,
     datagrams: DatagramPorts,
     lent: Option<Buffer>,
+    /// The message that was told last.
+    message: Vec<u8>,
     recent: Recent,
     policy: WaitPolicy,
 }
@@ -236,6 +250,8 @@ impl Uring {
             failed_datagrams: Vec::new(),
             hurried: false,
             messages: Vec::new(),
+            messages_in: HashMap::new(),
+            behind: None,
             direct: options.direct,
             multishot: options.multishot,
             reserve: Reserve::new(),
@@ -244,7 +260,8 @@ impl Uring {
             counters,
         };
         let (datagrams, recent) = (DatagramPorts::default(), Recent::default());
-        Ok(Self { io, buffers, datagrams, lent: None, recent, policy: options.wait })
+        let message = Vec::new();
+        Ok(Self { io, buffers, datagrams, lent: None, message, recent, policy: options.wait })
     }
 
     fn recycle_lent(&mut self) {
@@ -316,6 +333,10 @@ impl Proactor for Uring {
         unsafe { self.io.ring.push(close) };
     }
 
+    fn receive_descriptors(&mut self, id: ConnId) {
+        self.io.receive_descriptors(id);
+    }
+
     fn read(&mut self, id: ConnId, on: bool) {
         self.io.read(id, on, &self.buffers);
     }
@@ -375,6 +396,10 @@ impl Proactor for Uring {
             Found::Data { id, buffer, len } => {
                 self.lent = Some(buffer);
                 Event::Data { id, data: self.buffers.slice(buffer, len) }
+            }
+            Found::Message { id, bytes } => {
+                self.message = bytes;
+                Event::Data { id, data: &self.message }
             }
             Found::Datagram(port) => self.datagrams.take(port),
             Found::Other(event) => event,
@@ -579,6 +604,7 @@ impl Drop for Uring {
             return;
         }
         std::mem::forget(std::mem::take(&mut self.io.slots));
+        std::mem::forget(std::mem::take(&mut self.io.messages_in));
         self.buffers.leak();
         self.datagrams.leak();
     }

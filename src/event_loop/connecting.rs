@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     io,
+    os::fd::AsFd,
 };
 
 use super::EventLoop;
@@ -77,7 +78,11 @@ impl EventLoop {
         if let Some(socket) = connector.take_adopted()
             && let Some(id) = self.insert_attempt(connector, attempt)
         {
+            let unix = sys::local_address(socket.as_fd()).is_some_and(|address| address.unix().is_some());
             self.backend.adopt(id, Socket::Fd(socket));
+            if unix {
+                self.backend.is_unix(id);
+            }
             self.connected(id, None);
         }
     }
@@ -136,6 +141,9 @@ impl EventLoop {
             Ok((socket, name)) => {
                 if let Some(id) = self.insert_attempt(connector, attempt) {
                     self.backend.connect(id, socket, &name);
+                    if address.unix().is_some() {
+                        self.backend.is_unix(id);
+                    }
                 }
             }
             Err(error) => {

@@ -74,8 +74,12 @@ impl EventLoop {
         let Some(slot) = self.host_slots.get(&host).copied() else {
             return self.backend.refuse(socket);
         };
+        let unix = port.is_unix();
         let id = self.insert(host, slot, Stage::Connecting);
         self.backend.adopt(id, socket);
+        if unix {
+            self.backend.is_unix(id);
+        }
         if self.build(id) {
             self.made(id);
         } else {
@@ -97,6 +101,9 @@ impl EventLoop {
         let mut peer = Peer::new(&mut ask);
         let Some(protocol) = host.build(&mut peer) else { return false };
         entry.become_made(protocol, host.half_closeable(), peer.answer());
+        if host.receives_descriptors() {
+            self.backend.receive_descriptors(id);
+        }
         self.table.join(id);
         true
     }

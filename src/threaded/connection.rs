@@ -17,6 +17,7 @@
 
 use std::{
     collections::VecDeque,
+    os::fd::OwnedFd,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering::SeqCst},
@@ -43,6 +44,7 @@ use crate::{
     producer,
     reason::{Loss, Reason},
     stats::Count,
+    sys::RightsInbox,
     timer::TimerKey,
     transport::Transport,
 };
@@ -96,6 +98,8 @@ pub(super) struct State {
     pub(super) timers: Vec<TimerKey>,
     pub(super) peer: Option<Address>,
     pub(super) host: Option<Address>,
+    /// Descriptors that came and were not told yet.
+    descriptors: VecDeque<OwnedFd>,
     /// Calls for the protocol.
     mail: VecDeque<Mail>,
     /// Output that did not go at once, and how many bytes of it did; the sender watches for room.
@@ -130,6 +134,7 @@ impl ThreadConnection {
             timers: Vec::new(),
             peer,
             host: None,
+            descriptors: VecDeque::new(),
             mail: VecDeque::new(),
             waiting: None,
             deadline: None,
@@ -228,6 +233,10 @@ impl ThreadConnection {
                 if let Some(call) = self.shared.open(mail) {
                     state = self.tell(state, duty, ProtocolEvent::Call(call));
                 }
+                continue;
+            }
+            if let Some(descriptor) = state.next_descriptor() {
+                state = self.tell(state, duty, ProtocolEvent::Descriptor(descriptor));
                 continue;
             }
             match state.step(self.shared.limits(), sends_left > 0) {
@@ -373,14 +382,17 @@ impl ThreadConnection {
         self.wire.counters().add(Count::Made, 1);
         let mut state = self.tell(self.lock(), duty, ProtocolEvent::Made);
         let mut buffer = vec![0; BUFFER_BYTES];
+        let mut rights = self.hosted.host.receives_descriptors().then(RightsInbox::boxed);
         while let Some(room) = self.settle(state, duty) {
             let room = room.min(buffer.len());
-            let received = match (self.wire.receive(&mut buffer[..room]), reset) {
+            let received = self.wire.receive(&mut buffer[..room], rights.as_deref_mut());
+            let received = match (received, reset) {
                 // Whoever saw the reset has taken the error off the socket, which says FIN now.
                 (Ok(0), Some(errno)) => Err(errno),
                 (received, _) => received,
             };
-            state = self.arrived(duty, received.map(|n| &buffer[..n]));
+            let descriptors = rights.as_mut().map(|rights| rights.take()).unwrap_or_default();
+            state = self.arrived(duty, received.map(|n| &buffer[..n]), descriptors);
             if received == Ok(buffer.len()) && buffer.len() < BUFFER_BYTES_MAX {
                 buffer = vec![0; 2 * buffer.len()];
             }
@@ -413,8 +425,17 @@ impl ThreadConnection {
     }
 
     /// Takes the baton, and what came from the kernel.
-    fn arrived(&self, duty: &mut Duty, received: Result<&[u8], Errno>) -> MutexGuard<'_, State> {
+    fn arrived(
+        &self,
+        duty: &mut Duty,
+        received: Result<&[u8], Errno>,
+        descriptors: Vec<OwnedFd>,
+    ) -> MutexGuard<'_, State> {
         let mut state = self.take_baton();
+        state.descriptors.extend(descriptors);
+        while let Some(descriptor) = state.next_descriptor() {
+            state = self.tell(state, duty, ProtocolEvent::Descriptor(descriptor));
+        }
         match received {
             Ok(data) if !data.is_empty() => {
                 if state.connection.received(data, self.shared.limits()) == Arrival::Deliver {
@@ -470,6 +491,14 @@ impl ThreadConnection {
 }
 
 impl State {
+    /// The next descriptor to be told, if anything may be told now.
+    fn next_descriptor(&mut self) -> Option<OwnedFd> {
+        if !self.descriptors.is_empty() && !self.connection.is_open() {
+            self.descriptors.clear();
+        }
+        if self.connection.is_delivering() { self.descriptors.pop_front() } else { None }
+    }
+
     fn step(&mut self, limits: &Limits, may_send: bool) -> Step {
         // The usual way asks for no clock, which would cost more than all the rest of it.
         if may_send && let Some(batch) = self.connection.next_batch_if_calm() {

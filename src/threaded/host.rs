@@ -23,6 +23,8 @@ pub(crate) trait ThreadHost: Send + Sync {
     fn build(self: Arc<Self>, peer: &mut Peer<'_>, wanted: &dyn Fn() -> bool) -> Built;
     /// Whether its protocols understand half-closed connections.
     fn half_closeable(&self) -> bool;
+    /// Whether its protocols take descriptors.
+    fn receives_descriptors(&self) -> bool;
     /// Tells the factory.
     fn tell_factory(&self, env: Env<'_>, event: FactoryEvent<'_>) -> io::Result<()>;
     /// Makes calls of the factory's own, as `next` gives them (None is one that was cancelled), unless
@@ -81,6 +83,10 @@ impl<F: Factory> ThreadHost for ThreadedFactory<F> {
 
     fn half_closeable(&self) -> bool {
         F::Protocol::HALF_CLOSEABLE
+    }
+
+    fn receives_descriptors(&self) -> bool {
+        F::Protocol::RECEIVES_DESCRIPTORS
     }
 
     fn tell_factory(&self, env: Env<'_>, event: FactoryEvent<'_>) -> io::Result<()> {

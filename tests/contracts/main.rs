@@ -20,6 +20,7 @@ mod peers;
 mod producing;
 mod reactor;
 mod reconnecting;
+mod rights;
 mod setups;
 mod timers;
 mod unix;

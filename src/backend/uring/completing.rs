@@ -20,6 +20,9 @@ impl Io {
             if let Some(event) = self.ready.pop_front().or_else(|| self.next_tried()) {
                 return Some(Found::Other(event));
             }
+            if let Some(found) = self.behind.take() {
+                return Some(found);
+            }
             let completion = self.ring.pop()?;
             self.counters.add(Count::Events, 1);
             if completion.quiet {
@@ -67,10 +70,12 @@ impl Io {
         let found = match kind {
             Kind::Receive => self.received(id, Size::Small, completion, buffers),
             Kind::ReceiveLarge => self.received(id, Size::Large, completion, buffers),
+            Kind::ReceiveMessage => self.message_received(id, completion),
             Kind::Send => self.sent(id, completion).map(Found::Other),
             Kind::Connect => self.connected(id, completion).map(Found::Other),
             Kind::Close => {
                 self.slots[id.slot()] = None;
+                self.messages_in.remove(&id.slot());
                 Some(Found::Other(Event::Closed { id }))
             }
             _ => None,

@@ -6,7 +6,7 @@ use io_uring::{opcode, squeue, types};
 
 use crate::{
     output::Batch,
-    sys::{SLICES_MAX, Socket},
+    sys::{Rights, SLICES_MAX, Socket},
 };
 
 /// The kernel cuts longer sends itself (`MAX_RW_COUNT`); what is left goes next time.
@@ -16,6 +16,7 @@ const SEND_MAX: usize = 0x7fff_f000;
 pub(super) struct Message {
     header: libc::msghdr,
     slices: [libc::iovec; SLICES_MAX],
+    rights: Option<Rights>,
 }
 
 pub(super) fn close_entry(socket: Socket) -> squeue::Entry {
@@ -68,7 +69,7 @@ impl Message {
             msg_flags: 0,
         };
         let nothing = libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 };
-        Box::new(Self { header, slices: [nothing; SLICES_MAX] })
+        Box::new(Self { header, slices: [nothing; SLICES_MAX], rights: None })
     }
 
     /// Points to the first pieces of a batch, in place; how many bytes they have.
@@ -80,6 +81,11 @@ impl Message {
         }
         self.header.msg_iovlen = count;
         self.header.msg_iov = self.slices.as_mut_ptr();
+        (self.header.msg_control, self.header.msg_controllen) = (ptr::null_mut(), 0);
+        self.rights = batch.along().and_then(Rights::of);
+        if let Some(rights) = &mut self.rights {
+            rights.add_to(&mut self.header);
+        }
         bytes
     }
 }

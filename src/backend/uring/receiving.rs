@@ -31,6 +31,8 @@ pub(super) struct Receiving {
     pub(super) cancelling: bool,
     /// It found no buffer and stands in line for one.
     pub(super) parked: bool,
+    /// It takes messages, with descriptors, rather than buffers.
+    pub(super) messages: bool,
     /// What the next operation takes, and pieces one after another that were too long or too short for that.
     size: Size,
     misfits: u8,
@@ -38,7 +40,15 @@ pub(super) struct Receiving {
 
 impl Default for Receiving {
     fn default() -> Self {
-        Self { wanted: false, armed: None, cancelling: false, parked: false, size: Size::Small, misfits: 0 }
+        Self {
+            wanted: false,
+            armed: None,
+            cancelling: false,
+            parked: false,
+            messages: false,
+            size: Size::Small,
+            misfits: 0,
+        }
     }
 }
 
@@ -91,9 +101,11 @@ impl Io {
     }
 
     pub(super) fn cancel_receive(&mut self, id: ConnId) {
-        if let Some(size) = self.slot(id).and_then(|slot| slot.receiving.armed) {
-            self.cancel(kind(size).of(id));
-        }
+        let Some(Receiving { armed: Some(size), messages, .. }) = self.slot(id).map(|slot| slot.receiving)
+        else {
+            return;
+        };
+        self.cancel(if messages { Kind::ReceiveMessage } else { kind(size) }.of(id));
     }
 
     fn arm_receive(&mut self, id: ConnId, buffers: &Buffers) {
@@ -108,6 +120,9 @@ impl Io {
         };
         slot.receiving =
             Receiving { wanted: true, armed: Some(size), cancelling: false, parked: false, ..slot.receiving };
+        if slot.receiving.messages {
+            return self.arm_message(id);
+        }
         // SAFETY: the kernel chooses among the registered buffers, which outlive the ring.
         unsafe { self.push(id, kind(size), entry) };
     }

@@ -1,0 +1,108 @@
+//! Descriptors that travel along with bytes over a Unix socket (`SCM_RIGHTS`, see unix(7)).
+
+use std::{
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    ptr,
+};
+
+use nix::errno::Errno as NixErrno;
+
+use crate::{error::Errno, output::Along};
+
+/// As many as one message can carry (`SCM_MAX_FD`).
+const DESCRIPTORS_MAX: usize = 253;
+/// What they and their header take, in words, so that it is aligned.
+const CONTROL_WORDS: usize = (size_of::<libc::cmsghdr>() + DESCRIPTORS_MAX * size_of::<i32>()).div_ceil(8);
+const HEADER_WORDS: usize = size_of::<libc::cmsghdr>().div_ceil(8);
+/// Flags of a receive: what a program starts does not inherit them.
+pub(crate) const RECEIVE_FLAGS: libc::c_int = libc::MSG_CMSG_CLOEXEC;
+
+/// One descriptor on its way out, as the kernel reads it.
+#[repr(C)]
+pub(crate) struct Rights {
+    header: libc::cmsghdr,
+    descriptor: i32,
+}
+
+impl Rights {
+    /// What goes along with a byte, if that is a descriptor.
+    pub(crate) fn of(along: &Along) -> Option<Self> {
+        let descriptor = along.downcast_ref::<OwnedFd>()?.as_raw_fd();
+        let header = libc::cmsghdr {
+            cmsg_len: size_of::<libc::cmsghdr>() + size_of::<i32>(),
+            cmsg_level: libc::SOL_SOCKET,
+            cmsg_type: libc::SCM_RIGHTS,
+        };
+        Some(Self { header, descriptor })
+    }
+
+    /// Has a message carry it.
+    pub(crate) fn add_to(&mut self, header: &mut libc::msghdr) {
+        header.msg_control = ptr::from_mut(self).cast();
+        header.msg_controllen = size_of::<Self>();
+    }
+}
+
+/// Where a message with descriptors is received.
+pub(crate) struct RightsInbox {
+    header: libc::msghdr,
+    slice: libc::iovec,
+    control: [u64; CONTROL_WORDS],
+}
+
+impl RightsInbox {
+    pub(crate) fn boxed() -> Box<Self> {
+        // SAFETY: all zeroes are a value of each of its types.
+        unsafe { Box::new(std::mem::zeroed()) }
+    }
+
+    /// A header by which the kernel writes into `buffer` and this. It is good as long as both stay where they are.
+    pub(crate) fn point_to(&mut self, buffer: &mut [u8]) -> *mut libc::msghdr {
+        self.slice = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+        self.header.msg_iov = &raw mut self.slice;
+        self.header.msg_iovlen = 1;
+        // The kernel writes nothing where a receive fails: then no descriptors of an earlier one may be found here.
+        self.control[..HEADER_WORDS].fill(0);
+        self.header.msg_control = self.control.as_mut_ptr().cast();
+        self.header.msg_controllen = size_of_val(&self.control);
+        self.header.msg_flags = 0;
+        &raw mut self.header
+    }
+
+    /// Receives into `buffer`; 0 is the peer's end.
+    pub(crate) fn receive(&mut self, fd: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize, Errno> {
+        let header = self.point_to(buffer);
+        // SAFETY: what the header points to lives until the call returns, and nothing else uses it meanwhile.
+        let received = unsafe { libc::recvmsg(fd.as_raw_fd(), header, RECEIVE_FLAGS) };
+        Ok(NixErrno::result(received)? as usize)
+    }
+
+    /// The descriptors that came with the last message, once.
+    pub(crate) fn take(&mut self) -> Vec<OwnedFd> {
+        let mut taken = Vec::new();
+        let header = &raw const self.header;
+        // SAFETY: the header says how much of the control buffer the kernel has filled, or, where it has filled nothing, all of it,
+        // which begins with an empty message then; after this it says nothing.
+        let mut message = unsafe { libc::CMSG_FIRSTHDR(header) };
+        while !message.is_null() {
+            // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR give headers that lie in the filled part as a whole.
+            let (level, kind, len) =
+                unsafe { ((*message).cmsg_level, (*message).cmsg_type, (*message).cmsg_len) };
+            if (level, kind) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+                let count = len.saturating_sub(size_of::<libc::cmsghdr>()) / size_of::<i32>();
+                // SAFETY: the data of this message are so many numbers, which the kernel has just put among this process's
+                // descriptors, and which nobody else knows.
+                taken.extend((0..count).map(|at| unsafe {
+                    OwnedFd::from_raw_fd(libc::CMSG_DATA(message).cast::<i32>().add(at).read_unaligned())
+                }));
+            }
+            // SAFETY: as for CMSG_FIRSTHDR.
+            message = unsafe { libc::CMSG_NXTHDR(header, message) };
+        }
+        if self.header.msg_flags & libc::MSG_CTRUNC != 0 {
+            log::error!("descriptors that came over a Unix socket were lost; raise `ulimit -n`");
+        }
+        self.header.msg_controllen = 0;
+        taken
+    }
+}
