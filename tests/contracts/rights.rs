@@ -300,9 +300,9 @@ fn u3_who_takes_none_leaves_none_open(setup: &Setup) {
 fn u3_who_takes_none_gets_all_bytes(setup: &Setup) {
     let (folder, running) = (Folder::new(), Running::start(setup.reactor()));
     let path = folder.file("echo");
-    running.reactor.listen_unix(path.as_path(), Script::echo()).unwrap();
-    let mut peer = UnixStream::connect(&path).unwrap();
-    peer.set_read_timeout(Some(LIMIT)).unwrap();
+    let journal = Journal::default();
+    running.reactor.listen_unix(path.as_path(), Script::new().journal(&journal)).unwrap();
+    let peer = UnixStream::connect(&path).unwrap();
     // A receive ends at each descriptor, though more lies behind it: all of it is there before the reactor looks.
     let gate = Gate::default();
     let held = gate.clone();
@@ -311,9 +311,8 @@ fn u3_who_takes_none_gets_all_bytes(setup: &Setup) {
         send_along(&peer, &[n, n, n], &[&peer]);
     }
     gate.open();
-    let mut back = [0; 150];
-    peer.read_exact(&mut back).unwrap();
-    assert!(back.chunks(3).enumerate().all(|(n, three)| three == [n as u8; 3]));
+    let bytes = journal.wait_bytes(0, 150);
+    assert!(bytes.chunks(3).enumerate().all(|(n, three)| three == [n as u8; 3]));
 }
 
 fn u3_over_tcp_or_without_a_byte_there_are_none(setup: &Setup) {
