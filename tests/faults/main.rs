@@ -2,6 +2,7 @@
 //! forks, system calls denied. Each test runs its own binary once more and lets that fail.
 
 mod child;
+mod crowd;
 mod descriptors;
 mod kernel;
 mod raw;

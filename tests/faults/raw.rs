@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use nix::{
     sys::{
         signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction},
+        socket::{getsockopt, setsockopt, sockopt},
         wait::{WaitStatus, waitpid},
     },
     unistd::{ForkResult, Pid, fork},
@@ -32,6 +33,23 @@ pub(crate) fn counted_signals() -> usize {
 pub(crate) fn signal_thread(thread: Pid, signal: Signal) {
     // SAFETY: tgkill(2) takes numbers only; a thread that is gone is an error that changes nothing.
     unsafe { libc::syscall(libc::SYS_tgkill, std::process::id(), thread.as_raw(), signal as i32) };
+}
+
+/// Gives this process's listening sockets, and whom they accept, a send buffer of `bytes`.
+pub(crate) fn narrow_listeners(bytes: usize) {
+    let open = std::fs::read_dir("/proc/self/fd").unwrap();
+    let open: Vec<i32> =
+        open.map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect();
+    let mut narrowed = 0;
+    for fd in open {
+        // SAFETY: the number is asked for nothing but a socket option; one that has been closed since is an error here.
+        let socket = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
+        if getsockopt(&socket, sockopt::AcceptConn) == Ok(true) {
+            setsockopt(&socket, sockopt::SndBuf, &bytes).unwrap();
+            narrowed += 1;
+        }
+    }
+    assert!(narrowed > 0, "nobody listens");
 }
 
 /// Forks a child that leaves at once, without touching anything, and waits for it.
