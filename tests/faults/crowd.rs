@@ -228,7 +228,8 @@ fn crowd(setup: &Setup, mut child: Child) {
         }
     }
     slowest = slowest.max(ask(&mut reader));
-    let full = wait(&mut child, |now| now.asked == count);
+    // Between a write that passes the budget and the end that follows it is more.
+    let full = wait(&mut child, |now| now.asked == count && now.unsent <= BUDGET);
     slowest = slowest.max(ask(&mut reader));
     let grown = memory_peak(child.pid()) - before;
     let each = if setup.is_threads() { BESIDE_EACH_THREAD } else { BESIDE_EACH };
@@ -239,7 +240,6 @@ fn crowd(setup: &Setup, mut child: Child) {
     );
     assert!(grown <= BUDGET + BESIDE + count * each, "{} KiB more, {full:?}", grown >> 10);
     assert!(full.peak > BUDGET && full.peak <= BUDGET + ASKED_FOR, "{full:?}");
-    assert!(full.unsent <= BUDGET, "{full:?}");
     assert!(full.losses.contains("OutputTotal") && full.connections < count, "{full:?}");
     assert!(slowest < LIMIT / 2, "somebody waited for {slowest:?}");
     // Nobody who is left waits for ever.
