@@ -55,6 +55,8 @@ enum Server {
     /// Answers each request; the last of so many on a connection is followed by its end, and by RST if more has
     /// come that it has not read.
     Pages(usize),
+    /// Answers with half of what comes, and then with its end, behind which there is an RST.
+    Torn,
 }
 
 /// A connection, seen from both ends.
@@ -132,6 +134,7 @@ impl Simulated {
     fn serve(&mut self, index: usize) {
         let slot = &mut self.slots[index];
         if slot.server_is_done {
+            slot.reset |= matches!(self.server, Server::Torn);
             slot.reset |= matches!(self.server, Server::Pages(_)) && !slot.to_server.is_empty();
             return;
         }
@@ -147,6 +150,11 @@ impl Simulated {
                 members.for_each(|member| member.to_client.extend(&bytes));
             }
             Server::Pages(most) => self.serve_pages(index, most),
+            Server::Torn if slot.to_server.len() >= 64 => {
+                slot.to_client.extend(slot.to_server.drain(..).take(32));
+                slot.server_is_done = true;
+            }
+            Server::Torn => {}
         }
         let slot = &mut self.slots[index];
         slot.server_is_done |= slot.client_is_done && slot.to_server.is_empty() && slot.sending.is_none();
@@ -403,6 +411,21 @@ fn connections_are_made_anew_when_the_server_says_so() {
         assert_right(&Load { pipeline: 4, ..pages() }, Server::Pages(most));
         assert_right(&Load { pacing: paced(), ..pages() }, Server::Pages(most));
         assert_right(&Load { think: Duration::from_micros(50), ..pages() }, Server::Pages(most));
+    }
+}
+
+/// The end is told as a FIN, as an RST, or as one and then the other, which is no second end.
+#[test]
+fn a_connection_that_breaks_off_ends_once_though_a_reset_follows() {
+    // One alone, so that a second end would be of none.
+    let alone = Load { connections: 1, ..echo() };
+    for seed in 1..=4 * SEEDS {
+        let (counted, _) = simulate(&alone, Server::Torn, seed);
+        assert!(!counted.failures.is_empty(), "seed {seed}: {counted:#?}");
+        // What it sends may fail for the reset, too, before or beside that.
+        let ends = counted.failures.iter().filter(|failure| failure.phase != "send");
+        let ends: Vec<_> = ends.map(|failure| (&*failure.cause, failure.count)).collect();
+        assert!(matches!(ends[..], [] | [("closed_early" | "ECONNRESET", 1)]), "seed {seed}: {ends:?}");
     }
 }
 
