@@ -25,16 +25,19 @@ pub(crate) mod epoll;
 pub(crate) mod memory;
 pub(crate) mod threads;
 pub(crate) mod uring;
+pub(crate) mod watching;
 
 use std::{io, os::fd::BorrowedFd, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use crate::{
     address::Address,
     error::Errno,
-    id::{ConnId, PortKey},
+    id::{ConnId, PortKey, WatchKey},
     output::Batch,
     sys::{DatagramSocket, Datagrams, Listener, Name, Socket},
 };
+
+use self::watching::{Readiness, Watcher};
 
 /// What happened.
 #[derive(Debug)]
@@ -63,6 +66,10 @@ pub(crate) enum Event<'a> {
     DatagramsFailed { port: PortKey, errno: Errno },
     /// Datagrams came back.
     DatagramsSent { port: PortKey, sent: DatagramsSent },
+    /// A foreign descriptor is ready.
+    Ready { key: WatchKey, readiness: Readiness },
+    /// The kernel would not watch a foreign descriptor.
+    WatchFailed { key: WatchKey, errno: Errno },
     /// Another thread woke the loop.
     Woken,
 }
@@ -93,7 +100,7 @@ pub(crate) trait Sockets {
 }
 
 /// One way of having the kernel do network I/O. See the top of this file for the contract.
-pub(crate) trait Proactor {
+pub(crate) trait Proactor: Watcher {
     /// Starts accepting.
     fn listen(&mut self, port: PortKey, listener: Arc<Listener>);
     /// Accepts again after [`Event::AcceptFailed`].

@@ -83,6 +83,13 @@ pub enum Error {
         /// What it is, or what the kernel said.
         cause: io::Error,
     },
+    /// A descriptor cannot be watched.
+    CannotWatch {
+        /// Its number.
+        descriptor: i32,
+        /// What the kernel said.
+        cause: io::Error,
+    },
     /// `start_factory` returned an error, so its port was never opened.
     StartFactory {
         /// The factory's type name.
@@ -94,7 +101,7 @@ pub enum Error {
     AlreadyRunning,
     /// `stop` on a reactor that is not running.
     NotRunning,
-    /// `listen_tcp` on a reactor that has stopped.
+    /// `listen_tcp`, `add_reader` or `add_writer` on a reactor that has stopped.
     Stopped,
     /// All 256 places for reactors of this process are taken.
     TooManyReactors,
@@ -126,6 +133,9 @@ impl Clone for Error {
             }
             Self::CannotAdopt { descriptor, cause } => {
                 Self::CannotAdopt { descriptor: *descriptor, cause: same(cause) }
+            }
+            Self::CannotWatch { descriptor, cause } => {
+                Self::CannotWatch { descriptor: *descriptor, cause: same(cause) }
             }
             Self::StartFactory { factory, cause } => Self::StartFactory { factory, cause: same(cause) },
             Self::AlreadyRunning => Self::AlreadyRunning,
@@ -161,6 +171,9 @@ impl fmt::Display for Error {
             Self::CannotAdopt { descriptor, cause } => {
                 write!(f, "cannot adopt descriptor {descriptor}: {cause}")
             }
+            Self::CannotWatch { descriptor, cause } => {
+                write!(f, "cannot watch the descriptor {descriptor}: {cause}; {}", remedy_of_watching(cause))
+            }
             Self::StartFactory { factory, cause } => {
                 write!(f, "start_factory of {factory} failed: {cause}")
             }
@@ -168,7 +181,7 @@ impl fmt::Display for Error {
                 f.write_str("the reactor is running or has run; build a new one to run again")
             }
             Self::NotRunning => f.write_str("the reactor is not running; call run() before stop()"),
-            Self::Stopped => f.write_str("the reactor has stopped; build a new one to listen again"),
+            Self::Stopped => f.write_str("the reactor has stopped; build a new one"),
             Self::TooManyReactors => {
                 f.write_str("256 reactors exist in this process; drop one before building another")
             }
@@ -177,11 +190,24 @@ impl fmt::Display for Error {
     }
 }
 
+/// What to do about a descriptor that cannot be watched.
+fn remedy_of_watching(cause: &io::Error) -> &'static str {
+    match cause.raw_os_error() {
+        Some(libc::EPERM) => "a regular file is always ready: read and write it in call_in_thread",
+        Some(libc::EMFILE | libc::ENFILE) => {
+            "watching takes a duplicate of it: raise `ulimit -n` or close others"
+        }
+        Some(libc::EBADF) => "add it while it is open",
+        _ => "watch a socket, a pipe or another file that can be waited for",
+    }
+}
+
 impl error::Error for Error {
     fn source(&self) -> Option<&(dyn error::Error + 'static)> {
         match self {
             Self::CannotListen { cause, .. }
             | Self::CannotAdopt { cause, .. }
+            | Self::CannotWatch { cause, .. }
             | Self::StartFactory { cause, .. }
             | Self::System { cause, .. } => Some(cause),
             _ => None,

@@ -2,11 +2,12 @@
 //! from other threads in between.
 //!
 //! One turn: due timers, queued commands, settle what changed (one send a connection), wait,
-//! dispatch what happened. `ports.rs` and `connecting.rs` beside this file hold what happens to
-//! listening ports and to connection attempts.
+//! dispatch what happened. `ports.rs`, `connecting.rs` and `descriptors.rs` beside this file hold what happens to
+//! listening ports, to connection attempts and to foreign descriptors.
 
 mod connecting;
 mod datagrams;
+mod descriptors;
 mod ports;
 
 use std::{
@@ -20,12 +21,12 @@ use std::{
 use slab::Slab;
 
 use crate::{
-    backend::{DatagramsSent, Event, Proactor, Sent},
+    backend::{DatagramsSent, Event, Proactor, Sent, watching::Readiness},
     connection::{AnyProducer, Arrival, Produce, Step},
     driver::{Driver, OpenPort, WAIT_MAX, call_triggers, end_by_stop, make_call},
     error::Error,
     host::{Env, FactoryEvent, Host, HostSeed, Panicked, ProtocolEvent, caught, drop_quietly},
-    id::{ConnId, HostKey, PortKey},
+    id::{ConnId, HostKey, PortKey, WatchKey},
     producer,
     protocol::ErasedCall,
     reactor::{Command, Core, Reactor, State, TimerCall},
@@ -35,6 +36,7 @@ use crate::{
     table::{Entry, LoopLink, Stage, Table},
     timer::{Due, TimerQueue},
     transport::Transport,
+    watches::Watches,
 };
 
 use self::{connecting::Attempts, datagrams::DatagramPorts};
@@ -67,6 +69,7 @@ pub(crate) struct EventLoop {
     ports: HashMap<PortKey, OpenPort>,
     datagrams: DatagramPorts,
     attempts: Attempts,
+    watches: Watches,
     deadlines: TimerQueue<ConnId>,
     now: Instant,
     /// The commands from before `run` are being carried out.
@@ -94,6 +97,7 @@ pub(crate) fn run(reactor: Reactor, backend: Box<dyn Proactor>) -> Result<(), Er
         ports: HashMap::new(),
         datagrams: DatagramPorts::default(),
         attempts: Attempts::default(),
+        watches: Watches::default(),
         deadlines: TimerQueue::default(),
         now: Instant::now(),
         starting: false,
@@ -185,6 +189,7 @@ impl EventLoop {
         self.close_all_ports();
         self.close_all_datagrams();
         self.fail_all_attempts();
+        self.lose_descriptors();
         let drain_until = self.drain_until();
         for id in self.table.ids(|entry| entry.stage == Stage::Made) {
             if let Some(entry) = self.table.get(id) {
@@ -235,6 +240,7 @@ impl Driver for EventLoop {
             }
             Some(TimerCall::AcceptAgain(port)) => self.accept_again(port),
             Some(TimerCall::Datagrams(port, call)) => self.call_datagrams(port, call),
+            Some(TimerCall::CheckDescriptors) => self.check_descriptors(),
             None => {}
         }
     }
@@ -268,6 +274,8 @@ impl Driver for EventLoop {
             Command::ForgetHost(key) => self.forget_host(key),
             Command::OpenDatagrams(port, seed, max) => self.open_datagrams(port, seed, max),
             Command::PostDatagrams(port, call) => self.call_datagrams(port, call),
+            Command::AddDescriptor(new) => self.add_descriptor(new),
+            Command::MindDescriptor(key) => self.mind_descriptor(key),
         }
     }
 
@@ -383,6 +391,8 @@ impl EventLoop {
                 Event::Connected { id, errno } => Owned::Connected(id, errno),
                 Event::End { id, errno } => Owned::End(id, errno),
                 Event::Closed { id } => Owned::Closed(id),
+                Event::Ready { key, readiness } => Owned::Ready(key, readiness),
+                Event::WatchFailed { key, errno } => Owned::WatchFailed(key, errno),
                 Event::Woken => continue,
             };
             self.dispatch(owned);
@@ -420,6 +430,8 @@ impl EventLoop {
             }
             Owned::DatagramsSent(port, sent) => self.datagrams.sent(&self.reactor, port, sent),
             Owned::DatagramsFailed(port, errno) => self.datagrams.failed(&self.reactor, port, errno),
+            Owned::Ready(key, readiness) => self.descriptor_ready(key, readiness),
+            Owned::WatchFailed(key, errno) => self.descriptor_refused(key, errno),
         }
     }
 
@@ -597,6 +609,8 @@ enum Owned {
     Descriptors(ConnId, Vec<OwnedFd>),
     DatagramsSent(PortKey, DatagramsSent),
     DatagramsFailed(PortKey, crate::error::Errno),
+    Ready(WatchKey, Readiness),
+    WatchFailed(WatchKey, crate::error::Errno),
 }
 
 /// Which counter a loss belongs to.

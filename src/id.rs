@@ -51,6 +51,10 @@ pub(crate) struct HostKey(pub(crate) u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct PortKey(pub(crate) u32);
 
+/// Names a foreign descriptor within its reactor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct WatchKey(pub(crate) u32);
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -37,6 +37,7 @@
 //!   program implements. [`Cx`] and [`FactoryCx`] are what their callbacks can reach.
 //! * [`Transport`]: what a protocol writes to and closes.
 //! * [`Port`], [`Connector`], [`DelayedCall`]: what listening, connecting and scheduling return.
+//! * [`Descriptor`]: what a program reads and writes by itself when the reactor says that it is ready.
 //! * [`Limits`], [`Stats`], [`Reason`]: what protects a server, what it has done, why a connection ended.
 //!
 //! # Which backend am I on?
@@ -56,6 +57,9 @@
 //! | `reactor.addSystemEventTrigger`, `removeSystemEventTrigger`; a trigger's Deferred | [`Reactor::add_system_event_trigger`], [`SystemEventTrigger::remove`]; [`Reactor::hold_stop`] |
 //! | a `before shutdown` trigger that waits for the last bytes | [`ReactorBuilder::drain_timeout`] |
 //! | `reactor.callInThread`, `deferToThread`, `suggestThreadPoolSize` | [`Reactor::call_in_thread`], [`Cx::call_in_thread`], [`FactoryCx::call_in_thread`], [`ReactorBuilder::thread_pool_size`] |
+//! | `reactor.addReader`, `addWriter`, `removeReader`, `removeWriter` | [`Reactor::add_reader`], [`Reactor::add_writer`]; [`WatchedDescriptor`] |
+//! | `IReadDescriptor`, `IWriteDescriptor`, `fileno` | [`Descriptor`], `as_fd` |
+//! | `ConnectionFdescWentAway` | [`DescriptorLost::WentAway`] |
 //! | `reactor.callWhenRunning`, `callFromThread` | [`Reactor::call_when_running`], [`Reactor::call_from_thread`] |
 //! | `Protocol.makeConnection`, `connectionMade` | [`Protocol::connection_made`] |
 //! | `Protocol.dataReceived`, `connectionLost` | [`Protocol::data_received`], [`Protocol::connection_lost`] |
@@ -96,6 +100,7 @@ mod datagram;
 mod datagram_host;
 mod datagram_options;
 mod delayed_call;
+mod descriptor;
 mod driver;
 mod error;
 mod event_loop;
@@ -125,6 +130,7 @@ mod threaded;
 mod timer;
 mod transport;
 mod unix_options;
+mod watches;
 mod wrapper;
 
 pub use address::{Address, UnixAddress};
@@ -134,6 +140,7 @@ pub use connector::{ConnectOptions, Connector, ConnectorError, ConnectorState};
 pub use datagram::{DatagramCx, DatagramError, DatagramPort, DatagramProtocol, DatagramTransport};
 pub use datagram_options::{UdpOptions, UnixDatagramOptions};
 pub use delayed_call::{DelayedCall, DelayedCallError};
+pub use descriptor::{Descriptor, DescriptorCx, DescriptorLost, WatchedDescriptor};
 pub use error::{Errno, Error};
 pub use factory::{ClientFactory, Factory, FactoryCx, FactoryMut, Peer, Serve};
 pub use factory_handle::{FactoryHandle, IntoFactory};

@@ -19,8 +19,9 @@ use crate::{
     address::Address,
     connector::{Attempt, Connector},
     delayed_call::DelayedCall,
+    descriptor::NewWatch,
     error::Error,
-    id::{ConnId, HostKey, PortKey},
+    id::{ConnId, HostKey, PortKey, WatchKey},
     limits::Limits,
     options::{BackendInfo, Config},
     output::Budget,
@@ -64,6 +65,10 @@ pub(crate) enum Command {
     OpenDatagrams(Port, ErasedCall, usize),
     /// Call this with the protocol of a port for datagrams.
     PostDatagrams(PortKey, ErasedCall),
+    /// Watch a foreign descriptor.
+    AddDescriptor(NewWatch),
+    /// Do what the handle of a foreign descriptor says.
+    MindDescriptor(WatchKey),
 }
 
 /// Something to do at a given time.
@@ -75,6 +80,7 @@ pub(crate) enum TimerCall {
     ConnectAgain(Connector, Attempt),
     AcceptAgain(PortKey),
     Datagrams(PortKey, ErasedCall),
+    CheckDescriptors,
 }
 
 /// Where a reactor is in its life. It runs once.
@@ -290,16 +296,20 @@ impl Reactor {
     }
 
     pub(crate) fn push(&self, command: Command) {
+        drop(self.try_push(command));
+    }
+
+    /// Gives the command back if the reactor has stopped: nobody would take it out. What it captured may name this very
+    /// reactor, so it is not kept, and must not be dropped under the lock.
+    pub(crate) fn try_push(&self, command: Command) -> Result<(), Command> {
         let mut inbox = self.core.inbox();
         if self.core.state() == State::Stopped {
-            // Nobody will take it out. What it captured may name this very reactor, so it is
-            // dropped rather than kept, and only after the lock.
-            drop(inbox);
-            return drop(command);
+            return Err(command);
         }
         inbox.push_back(command);
         drop(inbox);
         self.core.wake();
+        Ok(())
     }
 
     pub(crate) fn schedule(&self, delay: Duration, call: TimerCall) -> DelayedCall {

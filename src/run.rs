@@ -29,6 +29,7 @@ use crate::{
     system_event::{Phase, SystemEvent},
     threaded,
     unix_options::{UnixConnectOptions, UnixListenOptions},
+    watches,
 };
 
 impl Reactor {
@@ -362,6 +363,7 @@ fn end_the_rest(reactor: &Reactor) {
                 })
             }
             Command::Connect(connector) => connector.set_disconnected(),
+            Command::AddDescriptor(new) => watches::lose_unwatched(new, reactor),
             other => drop_quietly(other),
         }
     }

@@ -38,7 +38,7 @@ macro_rules! named {
 named! {
     /// The system calls that a reactor makes while it runs, by the names that `strace -c` prints.
     ///
-    /// Not counted: what sets a reactor or a port up, what the program asks of a connection
+    /// Not counted: what sets a reactor, a port or the watch of a foreign descriptor up, what the program asks of a connection
     /// (addresses, TCP_NODELAY, keep-alive), the resolver's, and the C library's own for memory,
     /// threads and locks.
     pub enum Syscall {
@@ -74,6 +74,8 @@ named! {
         Read = "read",
         /// One write to the wake-up descriptor.
         Write = "write",
+        /// One question whether a foreign descriptor still names its file.
+        Fcntl = "fcntl",
     }
 }
 

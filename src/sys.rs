@@ -4,6 +4,7 @@ mod datagram;
 mod listener;
 mod name;
 mod rights;
+pub(crate) mod watched_file;
 
 use std::{
     io::{self, IoSlice},

@@ -10,7 +10,7 @@
 //! So a `data_received` may take as long as it likes: it holds up its own connection, and, from its
 //! first use of `cx.factory` on, those who need the same factory: protocols that use it, new
 //! connections, its `stop_factory`. Its timed calls wait without holding up a thread. What runs on the main
-//! thread (timers and posts of connections that sleep, calls from threads, the factory's callbacks) and on the
+//! thread (timers and posts of connections that sleep, calls from threads, foreign descriptors, the factory's callbacks) and on the
 //! sender's (`resume_writing`, and `pause_writing` after it) had better be quick, as on a loop.
 //!
 //! Locks are taken in this order: protocol, factory, and then those under which no user code runs:
@@ -20,6 +20,7 @@ mod accepting;
 mod connecting;
 mod connection;
 mod datagrams;
+mod descriptors;
 mod host;
 mod hosts;
 mod link;
@@ -43,6 +44,7 @@ use crate::{
     stats::{Branch, Count},
     system_event::{Phase, SystemEvent},
     timer::Due,
+    watches::Watches,
 };
 
 pub(crate) use self::host::{ThreadHost, ThreadedFactory};
@@ -65,6 +67,7 @@ struct Main {
     ports: HashMap<PortKey, OpenPort>,
     attempts: HashMap<usize, Underway>,
     datagrams: HashMap<PortKey, Arc<DatagramPort>>,
+    watches: Watches,
     now: Instant,
     /// The commands from before `run` are being carried out.
     starting: bool,
@@ -99,6 +102,7 @@ pub(crate) fn run(reactor: Reactor) -> Result<(), Error> {
         ports: HashMap::new(),
         attempts: HashMap::new(),
         datagrams: HashMap::new(),
+        watches: Watches::default(),
         now: Instant::now(),
         starting: true,
         stopping: false,
@@ -157,6 +161,7 @@ impl Main {
         while let Some(port) = self.ready.pop() {
             self.accept(port);
         }
+        self.call_ready_descriptors();
         Ok(())
     }
 
@@ -192,6 +197,7 @@ impl Main {
             self.shut_all_ports();
             self.close_all_datagrams();
             self.attempts.values().for_each(|underway| underway.dial.give_up(ConnectError::Shutdown));
+            self.lose_descriptors();
             let drain_until = self.drain_until();
             for connection in self.shared.table.close() {
                 connection.change(&mut self.duty, |state| end_by_stop(state, drain_until));
@@ -247,6 +253,7 @@ impl Driver for Main {
             (Owner::Datagrams(port), _) => self.call_datagrams_later(port, due),
             (_, Some(TimerCall::Reactor(call))) => make_call(&self.shared.reactor, call),
             (_, Some(TimerCall::AcceptAgain(port))) => self.accept_again(port),
+            (_, Some(TimerCall::CheckDescriptors)) => self.check_descriptors(),
             _ => {}
         }
     }
@@ -273,6 +280,8 @@ impl Driver for Main {
             Command::Post(id, call) => self.mail(id, Mail::Post(call)),
             Command::OpenDatagrams(port, seed, max) => self.open_datagrams(port, seed, max),
             Command::PostDatagrams(port, call) => self.call_datagrams(port, call),
+            Command::AddDescriptor(new) => self.add_descriptor(new),
+            Command::MindDescriptor(key) => self.mind_descriptor(key),
         }
     }
 

@@ -29,7 +29,11 @@ const ROOMS: &[Room] = &[
     room("pure", &["output", "timer", "connection"], &["words"]),
     room("kernel", &["sys", "signals", "crew", "thread_pool"], &["words", "pure"]),
     room("user side", USER_SIDE, &["words", "pure", "kernel"]),
-    room("seam", &["backend", "backend/accept", "backend/diagnosis"], &["words", "pure", "kernel"]),
+    room(
+        "seam",
+        &["backend", "backend/accept", "backend/diagnosis", "backend/watching"],
+        &["words", "pure", "kernel"],
+    ),
     room("io_uring", &["backend/uring"], &["words", "pure", "kernel", "seam"]),
     room("epoll", &["backend/epoll"], &["words", "pure", "kernel", "seam"]),
     room("memory", &["backend/memory"], &["words", "pure", "kernel", "seam"]),
@@ -46,6 +50,7 @@ const USER_SIDE: &[&str] = &[
     "datagram",
     "datagram_options",
     "delayed_call",
+    "descriptor",
     "factory",
     "factory_handle",
     "port",
@@ -71,6 +76,7 @@ const JOINT: &[&str] = &[
     "run",
     "table",
     "threaded",
+    "watches",
 ];
 
 /// The only files with `unsafe` in them.
@@ -78,6 +84,7 @@ const UNSAFE_FILES: &[&str] = &[
     "sys/datagram",
     "sys/listener",
     "sys/rights",
+    "sys/watched_file",
     "signals",
     "backend/uring",
     "backend/uring/accepting",
@@ -87,6 +94,7 @@ const UNSAFE_FILES: &[&str] = &[
     "backend/uring/rights",
     "backend/uring/ring",
     "backend/uring/sending",
+    "backend/uring/watching",
 ];
 
 /// What the pure rooms do not name, outside of their tests: they are handed the time and do no I/O.

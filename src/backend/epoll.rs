@@ -7,9 +7,10 @@
 //! backlog is simply reported again in the next turn.
 
 mod datagrams;
+mod watching;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::Arc,
@@ -22,7 +23,7 @@ use self::datagrams::DatagramPorts;
 use super::{DatagramsSent, Event, Proactor, Sent, Sockets};
 use crate::{
     error::{Errno, Error},
-    id::{ConnId, PortKey},
+    id::{ConnId, PortKey, WatchKey},
     output::Batch,
     stats::{Count, Counters, Syscall},
     sys::{self, DatagramSocket, Datagrams, Listener, Name, Reserve, RightsInbox, Socket, Waker},
@@ -42,6 +43,8 @@ const PORT: u64 = 1 << 63;
 const WAKER: u64 = 1 << 62;
 const DATAGRAMS: u64 = 1 << 61;
 const MARKS: u64 = PORT | WAKER | DATAGRAMS;
+/// Marks a foreign descriptor's, which is a port's otherwise, so that connections' events are not asked for it.
+const WATCHED: u64 = PORT | WAKER;
 
 /// One slot.
 struct Slot {
@@ -81,6 +84,7 @@ struct Io {
     epoll: Epoll,
     slots: Vec<Option<Slot>>,
     ports: HashMap<PortKey, Arc<Listener>>,
+    watched: HashSet<WatchKey>,
     /// Events that need no system call.
     ready: VecDeque<Event<'static>>,
     /// Connections that have more than they were given a turn for.
@@ -123,6 +127,7 @@ impl EpollLoop {
             epoll,
             slots: Vec::new(),
             ports: HashMap::new(),
+            watched: HashSet::new(),
             ready: VecDeque::new(),
             readers: VecDeque::new(),
             accepting: None,
@@ -360,6 +365,10 @@ impl Io {
     fn edge(&mut self, event: EpollEvent) -> Option<ConnId> {
         let (data, flags) = (event.data(), event.events());
         if data & PORT != 0 {
+            if data & WATCHED == WATCHED {
+                self.ready.push_back(watching::ready(event));
+                return None;
+            }
             self.accepting = Some((PortKey(data as u32), ACCEPTS_A_TURN));
             return None;
         }

@@ -3,12 +3,15 @@
 
 use std::{collections::VecDeque, io, os::fd::BorrowedFd, os::fd::OwnedFd, sync::Arc, time::Duration};
 
-use super::{DatagramsSent, Event, Proactor, Sent, Sockets};
+use super::{
+    DatagramsSent, Event, Proactor, Sent, Sockets,
+    watching::{Interest, Watcher},
+};
 use crate::{
     error::Errno,
-    id::{ConnId, PortKey},
+    id::{ConnId, PortKey, WatchKey},
     output::Batch,
-    sys::{DatagramSocket, Datagrams, Listener, Name, Socket},
+    sys::{DatagramSocket, Datagrams, Listener, Name, Socket, watched_file::WatchedFile},
 };
 
 /// See the top of this file.
@@ -43,6 +46,11 @@ pub(crate) fn open(connections: u32, message: &[u8]) -> Box<dyn Proactor> {
         ready: VecDeque::new(),
         sockets: Nowhere,
     })
+}
+
+/// Nothing outside of the memory is ever ready.
+impl Watcher for Memory {
+    fn watch(&mut self, _key: WatchKey, _file: &Arc<WatchedFile>, _interest: Interest) {}
 }
 
 impl Proactor for Memory {

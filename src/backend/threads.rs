@@ -10,12 +10,14 @@
 //! * [`doors`], where the main thread sleeps and accepts;
 //! * [`datagrams`], where the thread of a port for datagrams sleeps;
 //! * [`dial`], a connection attempt that another thread can end;
-//! * [`sender`], which waits for the peers that do not read.
+//! * [`sender`], which waits for the peers that do not read;
+//! * `watching.rs`, the foreign descriptors, at which the main thread waits, too.
 
 pub(crate) mod datagrams;
 pub(crate) mod dial;
 pub(crate) mod doors;
 pub(crate) mod sender;
+mod watching;
 
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},

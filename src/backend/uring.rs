@@ -17,6 +17,7 @@ mod rights;
 mod ring;
 mod sending;
 pub(crate) mod wait;
+mod watching;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -38,11 +39,12 @@ use self::{
     ring::{Completion, Ring},
     sending::Sending,
     wait::{Recent, Wait},
+    watching::Watching,
 };
 use super::{DatagramsSent, Event, Proactor, Sent, Sockets};
 use crate::{
     error::Error,
-    id::{ConnId, PortKey},
+    id::{ConnId, PortKey, WatchKey},
     options::{Tier, UringOptions, WaitPolicy},
     output::Batch,
     stats::{Counters, Syscall},
@@ -76,10 +78,12 @@ enum Kind {
     ReceiveDatagram,
     SendDatagram,
     ReceiveMessage,
+    /// A poll of a foreign descriptor.
+    Watch,
 }
 
 impl Kind {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 16] = [
         Self::Receive,
         Self::ReceiveLarge,
         Self::Send,
@@ -95,6 +99,7 @@ impl Kind {
         Self::ReceiveDatagram,
         Self::SendDatagram,
         Self::ReceiveMessage,
+        Self::Watch,
     ];
 
     /// User data of an operation of a connection.
@@ -102,7 +107,7 @@ impl Kind {
         (self as u64) << 56 | u64::from(id.generation()) << 32 | id.slot() as u64
     }
 
-    /// User data of an operation of a port, or of none.
+    /// User data of an operation of a port or a foreign descriptor, or of none.
     fn of_port(self, key: u32) -> u64 {
         (self as u64) << 56 | u64::from(key)
     }
@@ -168,6 +173,9 @@ struct Io {
     ring: Ring,
     slots: Vec<Option<Slot>>,
     ports: HashMap<PortKey, Accepting>,
+    watched: HashMap<WatchKey, Watching>,
+    /// Foreign descriptors without a poll in flight.
+    unarmed: VecDeque<WatchKey>,
     /// Events that need no completion.
     ready: VecDeque<Event<'static>>,
     /// Connections to be armed before the next wait.
@@ -240,6 +248,8 @@ impl Uring {
             ring,
             slots: Vec::new(),
             ports: HashMap::new(),
+            watched: HashMap::new(),
+            unarmed: VecDeque::new(),
             ready: VecDeque::new(),
             rearm: Vec::new(),
             parked: Default::default(),
@@ -379,6 +389,7 @@ impl Proactor for Uring {
         self.datagrams.prepare(&mut self.io);
         self.io.rearm(&self.buffers);
         self.io.arm_waker();
+        self.io.arm_watches();
         if std::mem::take(&mut self.io.hurried) || !self.io.ready.is_empty() {
             self.io.ring.submit()?;
         } else {

@@ -10,6 +10,7 @@ mod datagrams;
 mod draining;
 mod endurance;
 mod factories;
+mod foreign;
 mod helpers;
 mod kit;
 mod life;

@@ -1,18 +1,21 @@
-//! Few descriptors, many connections (C17, L4).
+//! Few descriptors, many connections (C17, L4) and watches (I1).
 
 use std::{
     fs,
+    io::{self, PipeReader, Read, Write, pipe},
     net::SocketAddr,
+    os::fd::{AsFd, BorrowedFd},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
 use nix::sys::resource::{Resource, setrlimit};
-use ringspun::{Backend, Count, Limits, Reactor, Stats};
+use ringspun::{Backend, Count, Descriptor, DescriptorCx, Limits, Reactor, Stats, WatchedDescriptor};
 
 use crate::{
     child::{Child, Role, hear_parent, in_child, role, tell_parent},
-    kit::{Event, Script, Server, keep_log_records, logged},
+    kit::{Event, Running, Script, Server, Tally, keep_log_records, logged},
     peers::{End, LIMIT, Peer},
     raw,
     setups::{Setup, on_every_backend},
@@ -20,6 +23,7 @@ use crate::{
 
 on_every_backend!(
     c17_more_connections_than_descriptors_one_after_another,
+    i1_watches_leave_no_descriptor_and_without_one_adding_is_an_error,
     l4_others_who_take_descriptors_leave_nobody_without_an_answer,
     l4_out_of_descriptors_the_port_sheds_and_survives,
 );
@@ -234,4 +238,62 @@ fn rests(backend: Backend) {
     assert!((4..100).contains(&work), "{work} waits and system calls in half a second");
     assert_eq!(logged("could not accept a connection"), 1, "it is logged once");
     made.ask(b"alive?", b"alive?");
+}
+
+/// The reading end of a pipe that several watches share.
+struct Shared(Arc<PipeReader>, Tally);
+
+impl AsFd for Shared {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Descriptor for Shared {
+    fn do_read(&mut self, cx: &mut DescriptorCx<'_>) -> io::Result<()> {
+        self.1.up();
+        cx.descriptor.remove_reader();
+        Ok(())
+    }
+}
+
+fn i1_watches_leave_no_descriptor_and_without_one_adding_is_an_error(setup: &Setup) {
+    in_child(setup.test, || {
+        limit_descriptors(128);
+        let running = Running::start(setup.reactor());
+        let (reader, mut writer) = pipe().unwrap();
+        let (reader, called) = (Arc::new(reader), Tally::default());
+        let before = open_descriptors();
+        let add = || running.reactor.add_reader(Shared(Arc::clone(&reader), called.clone()));
+        for _ in 0..600 {
+            add().unwrap().remove();
+            wait_until(|| Arc::strong_count(&reader) == 1);
+        }
+        wait_until(|| open_descriptors() == before);
+        let mut watches = Vec::new();
+        let refused = loop {
+            match add() {
+                Ok(watch) => watches.push(watch),
+                Err(error) => break error.to_string(),
+            }
+        };
+        assert!(
+            refused.contains("Too many open files") && refused.contains("raise `ulimit -n`"),
+            "{refused}"
+        );
+        // Whoever is watched is called all the same.
+        writer.write_all(b"1").unwrap();
+        wait_until(|| called.get() == watches.len());
+        (&*reader).read_exact(&mut [0]).unwrap();
+        watches.iter().for_each(WatchedDescriptor::remove);
+        wait_until(|| open_descriptors() == before);
+    });
+}
+
+fn wait_until(done: impl Fn() -> bool) {
+    let deadline = Instant::now() + LIMIT;
+    while !done() {
+        assert!(Instant::now() < deadline, "it does not come");
+        thread::yield_now();
+    }
 }

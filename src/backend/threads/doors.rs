@@ -12,7 +12,7 @@ use nix::{
     poll::{PollFd, PollFlags, poll},
 };
 
-use super::round_up;
+use super::{round_up, watching::Watched};
 use crate::{
     error::Errno,
     id::PortKey,
@@ -23,17 +23,18 @@ use crate::{
 /// Sheds at most this many peers at once when descriptors run out.
 const SHED_MAX: usize = 64;
 
-/// The listeners that accept.
+/// The listeners that accept, and the foreign descriptors.
 #[derive(Debug)]
 pub(crate) struct Doors {
     waker: Arc<Waker>,
     open: Vec<(PortKey, Arc<Listener>)>,
+    pub(super) watched: Watched,
     reserve: Reserve,
 }
 
 impl Doors {
     pub(crate) fn new(waker: Arc<Waker>) -> Self {
-        Self { waker, open: Vec::new(), reserve: Reserve::new() }
+        Self { waker, open: Vec::new(), watched: Watched::default(), reserve: Reserve::new() }
     }
 
     pub(crate) fn open(&mut self, port: PortKey, listener: Arc<Listener>) {
@@ -45,29 +46,34 @@ impl Doors {
     }
 
     /// Sleeps until a peer waits, somebody wakes the reactor, or `timeout` has passed. The ports
-    /// at which peers wait are added to `ready`.
+    /// at which peers wait are added to `ready`; the foreign descriptors come from [`next_ready`](Self::next_ready).
     pub(crate) fn wait(
-        &self,
+        &mut self,
         timeout: Duration,
         counters: &Branch,
         ready: &mut Vec<PortKey>,
     ) -> io::Result<()> {
         let descriptors = [self.waker.as_fd()].into_iter().chain(self.open.iter().map(|(_, l)| l.as_fd()));
-        let mut polled: Vec<_> = descriptors.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        let doors = descriptors.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        let mut polled: Vec<_> = doors.chain(self.watched.to_poll()).collect();
         counters.call(Syscall::Poll);
         match poll(&mut polled, round_up(timeout)) {
             Ok(_) => {}
             Err(NixErrno::EINTR) => return Ok(()),
             Err(errno) => return Err(errno.into()),
         }
-        let mut told = polled.iter().map(|polled| polled.revents().is_some_and(|flags| !flags.is_empty()));
-        if told.next() == Some(true) {
+        let told: Vec<_> =
+            polled.iter().map(|polled| polled.revents().unwrap_or(PollFlags::empty())).collect();
+        let mut told = told.into_iter();
+        if told.next().is_some_and(|flags| !flags.is_empty()) {
             counters.call(Syscall::Read);
             self.waker.clear();
         }
         let before = ready.len();
-        ready.extend(self.open.iter().zip(told).filter(|(_, told)| *told).map(|((port, _), _)| *port));
-        counters.add(Count::Events, (ready.len() - before) as u64);
+        let doors = self.open.iter().zip(&mut told).filter(|(_, flags)| !flags.is_empty());
+        ready.extend(doors.map(|((port, _), _)| *port));
+        let watched = self.watched.polled(told);
+        counters.add(Count::Events, (ready.len() - before + watched) as u64);
         Ok(())
     }
 

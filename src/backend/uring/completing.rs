@@ -53,6 +53,7 @@ impl Io {
                 return None;
             }
             Kind::ReceiveDatagram => return datagrams.received(self, completion),
+            Kind::Watch => return self.watch_completed(completion).map(Found::Other),
             Kind::Cancel | Kind::Refuse => return None,
             _ => {}
         }

@@ -136,6 +136,11 @@ impl Ring {
         self.ring.submitter()
     }
 
+    /// How many completions the queue holds.
+    pub(super) fn completions(&self) -> u32 {
+        self.ring.params().cq_entries()
+    }
+
     /// Operations whose last completion has not been taken yet.
     pub(super) fn in_flight(&self) -> usize {
         self.in_flight
