@@ -9,6 +9,7 @@ mod chat;
 mod clients;
 mod echo;
 mod fibonacci;
+mod foreign;
 mod running;
 mod weblog;
 

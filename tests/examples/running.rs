@@ -209,7 +209,7 @@ pub(crate) fn expect(stream: &mut TcpStream, expected: impl AsRef<[u8]> + Debug)
 }
 
 /// Cargo puts the examples beside the folder of the test programs.
-fn binary(name: &str) -> PathBuf {
+pub(crate) fn binary(name: &str) -> PathBuf {
     let test = env::current_exe().unwrap();
     let path = test.ancestors().nth(2).unwrap().join("examples").join(name);
     assert!(path.exists(), "{} is missing: `cargo build --examples` makes it", path.display());
