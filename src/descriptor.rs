@@ -207,8 +207,8 @@ impl Reactor {
     /// being removed stays open to its other side until the reactor has noticed.
     ///
     /// ```
-    /// use std::{io::{self, Read, pipe}, os::fd::{AsFd, BorrowedFd}};
-    /// use ringspun::{Descriptor, DescriptorCx, Reactor};
+    /// use std::{io::{self, Read, Write, pipe}, os::fd::{AsFd, BorrowedFd}};
+    /// use ringspun::{Descriptor, DescriptorCx, DescriptorLost, Reactor};
     ///
     /// struct Pipe(io::PipeReader);
     ///
@@ -221,19 +221,21 @@ impl Reactor {
     /// impl Descriptor for Pipe {
     ///     fn do_read(&mut self, cx: &mut DescriptorCx<'_>) -> io::Result<()> {
     ///         let mut buffer = [0; 1024];
-    ///         match self.0.read(&mut buffer)? {
-    ///             0 => cx.descriptor.remove(),
-    ///             bytes => println!("{bytes} bytes"),
-    ///         }
-    ///         let _ = cx.reactor.stop();
+    ///         println!("{} bytes", self.0.read(&mut buffer)?);
     ///         Ok(())
+    ///     }
+    ///
+    ///     fn connection_lost(&mut self, cx: &mut DescriptorCx<'_>, reason: &DescriptorLost) {
+    ///         println!("{reason}");
+    ///         let _ = cx.reactor.stop();
     ///     }
     /// }
     ///
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let (reader, writer) = pipe()?;
+    /// let (reader, mut writer) = pipe()?;
     /// let reactor = Reactor::builder().build()?;
     /// reactor.add_reader(Pipe(reader))?;
+    /// writer.write_all(b"hello")?;
     /// drop(writer);
     /// reactor.run()?;
     /// # Ok(())

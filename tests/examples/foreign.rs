@@ -54,11 +54,10 @@ fn icmp_messages_are_counted(backend: &str) {
     let address = Ipv4Addr::new(127, 100 + backend.len() as u8, high, low.clamp(1, 254));
     let mut reader = Running::start("raw_reader", backend, &[&address.to_string()]);
     reader.wait_for_out(&format!("watching ICMP messages to {address}"));
-    // Nobody is there, and the kernel tells us by ICMP, which the reader hears, too.
+    // Nobody serves the port multiplexer, and the kernel tells us by ICMP, which the reader hears, too.
     let socket = UdpSocket::bind((address, 0)).unwrap();
-    let nobody = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     for number in 1..=3 {
-        socket.send_to(b"anybody?", nobody).unwrap();
+        socket.send_to(b"anybody?", "127.0.0.1:1").unwrap();
         let line = reader.wait_for_out(&format!("{number}: "));
         let told = "destination unreachable (type 3, code 3) of 44 bytes from 127.0.0.1";
         assert_eq!(line, format!("{number}: {told}"));
