@@ -157,6 +157,14 @@ fn wait_until_broken(writer: &mut PipeWriter) {
     }
 }
 
+/// Two connected sockets, whose reads do not wait for ever.
+fn pair() -> (UnixStream, UnixStream) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    ours.set_read_timeout(Some(LIMIT)).unwrap();
+    theirs.set_read_timeout(Some(LIMIT)).unwrap();
+    (ours, theirs)
+}
+
 fn reader(journal: &Journal) -> (Probe<PipeReader>, PipeWriter) {
     let (reader, writer) = pipe().unwrap();
     (Probe::new("pipe", reader, journal).on_read(|pipe, _| sip(pipe)), writer)
@@ -184,9 +192,8 @@ fn i1_a_reader_is_called_as_long_as_there_is_something_to_read(setup: &Setup) {
 fn i1_a_writer_is_called_as_long_as_there_is_room(setup: &Setup) {
     let journal = Journal::default();
     let running = Running::start(setup.reactor());
-    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let (ours, mut theirs) = pair();
     ours.set_nonblocking(true).unwrap();
-    theirs.set_read_timeout(Some(LIMIT)).unwrap();
     let (told, written) = (journal.clone(), Tally::default());
     let total = written.clone();
     let probe = Probe::new("socket", ours, &journal).on_write(move |socket, _| {
@@ -231,7 +238,7 @@ fn i1_a_writer_is_called_as_long_as_there_is_room(setup: &Setup) {
 fn i1_what_is_wanted_can_change_at_any_time(setup: &Setup) {
     let journal = Journal::default();
     let running = Running::start(setup.reactor());
-    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let (ours, mut theirs) = pair();
     let probe = Probe::new("socket", ours, &journal)
         .on_read(|socket, cx| {
             cx.descriptor.remove_reader();
@@ -264,7 +271,7 @@ fn i1_what_is_wanted_can_change_at_any_time(setup: &Setup) {
 fn i1_reading_comes_before_writing(setup: &Setup) {
     let journal = Journal::default();
     let running = Running::start(setup.reactor());
-    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let (ours, mut theirs) = pair();
     theirs.write_all(b"1").unwrap();
     let probe = Probe::new("socket", ours, &journal).on_read(|socket, _| sip(socket)).on_write(|_, cx| {
         cx.descriptor.remove_writer();
@@ -278,7 +285,7 @@ fn i1_reading_comes_before_writing(setup: &Setup) {
 fn i1_a_descriptor_may_be_watched_twice(setup: &Setup) {
     let journal = Journal::default();
     let running = Running::start(setup.reactor());
-    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let (ours, mut theirs) = pair();
     let ours = Arc::new(ours);
     let first = Probe::new("first", Arc::clone(&ours), &journal).on_read(|_, cx| {
         cx.descriptor.remove();
@@ -406,8 +413,7 @@ impl AsFd for Borrowed {
 fn i1_one_closed_behind_our_back_is_told_of_though_nothing_happens(setup: &Setup) {
     let (journal, drops) = (Journal::default(), Drops::default());
     let running = Running::start(setup.reactor());
-    let (ours, mut theirs) = UnixStream::pair().unwrap();
-    theirs.set_read_timeout(Some(LIMIT)).unwrap();
+    let (ours, mut theirs) = pair();
     let (ours, close) = Borrowed::new(ours);
     running.reactor.add_reader(Probe::new("socket", ours, &journal).guarded(&drops)).unwrap();
     let_it_turn(&running);
@@ -422,7 +428,7 @@ fn i1_one_closed_behind_our_back_is_told_of_though_nothing_happens(setup: &Setup
 fn i1_one_closed_behind_our_back_is_not_spun_on_where_its_file_lives_on(setup: &Setup) {
     let journal = Journal::default();
     let running = Running::start(setup.reactor());
-    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let (ours, mut theirs) = pair();
     let twin = ours.try_clone().unwrap();
     let (ours, close) = Borrowed::new(ours);
     let watch = running.reactor.add_reader(Probe::new("socket", ours, &journal)).unwrap();
@@ -445,11 +451,11 @@ fn i1_one_closed_behind_our_back_is_not_spun_on_where_its_file_lives_on(setup: &
 fn i1_a_number_that_names_another_file_is_not_ours(setup: &Setup) {
     let journal = Journal::default();
     let running = Running::start(setup.reactor());
-    let (ours, mut theirs) = UnixStream::pair().unwrap();
-    let (other, mut to_other) = UnixStream::pair().unwrap();
+    let (ours, mut theirs) = pair();
+    let (other, mut to_other) = pair();
     let number = ours.as_raw_fd();
     running.reactor.add_reader(Probe::new("quiet", ours, &journal)).unwrap();
-    let (loud, mut to_loud) = UnixStream::pair().unwrap();
+    let (loud, mut to_loud) = pair();
     let loud_number = loud.as_raw_fd();
     running.reactor.add_reader(Probe::new("loud", loud, &journal)).unwrap();
     let_it_turn(&running);
@@ -561,6 +567,7 @@ fn i1_a_stop_is_told_once(setup: &Setup) {
     let mut running = Running::start(setup.reactor());
     let (probe, writer) = reader(&journal);
     let watch = running.reactor.add_reader(probe.guarded(&drops)).unwrap();
+    let_it_turn(&running);
     // What comes while the reactor stops is told the same.
     let (late, late_writer) = reader(&journal);
     let late = Probe { name: "late", ..late }.guarded(&drops);
