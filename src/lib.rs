@@ -37,6 +37,7 @@
 //!   program implements. [`Cx`] and [`FactoryCx`] are what their callbacks can reach.
 //! * [`Transport`]: what a protocol writes to and closes.
 //! * [`Port`], [`Connector`], [`DelayedCall`]: what listening, connecting and scheduling return.
+//! * [`DatagramProtocol`]: what a program implements for UDP and Unix datagrams, whose port is its transport.
 //! * [`Descriptor`]: what a program reads and writes by itself when the reactor says that it is ready.
 //! * [`Limits`], [`Stats`], [`Reason`]: what protects a server, what it has done, why a connection ended.
 //!
@@ -53,6 +54,12 @@
 //! | `reactor.run`, `stop` | [`Reactor::run`], [`Reactor::stop`] |
 //! | `reactor.listenTCP(port, factory, backlog, interface)` | [`Reactor::listen_tcp`] with [`ListenOptions`] |
 //! | `reactor.connectTCP(host, port, factory, timeout, bindAddress)` | [`Reactor::connect_tcp`] with [`ConnectOptions`] |
+//! | `reactor.listenUNIX(address, factory, backlog, mode)`, `connectUNIX` | [`Reactor::listen_unix`] with [`UnixListenOptions`], [`Reactor::connect_unix`] with [`UnixConnectOptions`] |
+//! | `reactor.listenUDP`, `listenMulticast` | [`Reactor::listen_udp`] with [`UdpOptions`] |
+//! | `reactor.listenUNIXDatagram`, `connectUNIXDatagram` | [`Reactor::listen_unix_datagram`] with [`UnixDatagramOptions`], [`DatagramTransport::connect`] |
+//! | `reactor.adoptStreamPort`, `adoptStreamConnection`, `adoptDatagramPort` | [`Reactor::adopt_stream_port`], [`Reactor::adopt_stream_connection`], [`Reactor::adopt_datagram_port`] |
+//! | `DatagramProtocol.startProtocol`, `datagramReceived`, `connectionRefused`, `stopProtocol` | [`DatagramProtocol`] |
+//! | a UDP `transport.write(datagram, addr)`, `connect`, `joinGroup`, `leaveGroup`, `setBroadcastAllowed` | [`DatagramTransport`] |
 //! | `reactor.callLater`, `IDelayedCall` | [`Reactor::call_later`], [`Cx::call_later`], [`FactoryCx::call_later`], [`DelayedCall`] |
 //! | `reactor.addSystemEventTrigger`, `removeSystemEventTrigger`; a trigger's Deferred | [`Reactor::add_system_event_trigger`], [`SystemEventTrigger::remove`]; [`Reactor::hold_stop`] |
 //! | a `before shutdown` trigger that waits for the last bytes | [`ReactorBuilder::drain_timeout`] |
@@ -79,13 +86,14 @@
 //! | `IPushProducer`, `IPullProducer`, `FileSender` | [`Producer`] with [`Production::Push`] or [`Production::Pull`], [`FileSender`] |
 //! | `transport.getPeer`, `getHost` | [`Transport::get_peer`], [`Transport::get_host`] |
 //! | `transport.setTcpNoDelay`, `setTcpKeepAlive` | [`Transport::set_tcp_no_delay`], [`Transport::set_tcp_keep_alive`] |
+//! | `IUNIXTransport.sendFileDescriptor`, `IFileDescriptorReceiver` | [`Transport::send_file_descriptor`], [`Protocol::file_descriptor_received`] with [`Protocol::RECEIVES_DESCRIPTORS`] |
 //! | an exception in a callback | a panic, or [`Transport::fail`] |
 //! | `IListeningPort.stopListening`, `getHost` | [`Port::stop_listening`], [`Port::get_host`] |
 //! | the `Deferred` of `stopListening` | [`Port::on_done`] |
 //! | `IConnector.connect`, `stopConnecting`, `disconnect`, `getDestination` | [`Connector`] |
 //! | `ConnectionDone`, `ConnectionLost`, `ConnectionAborted` | [`Reason::Done`], [`Reason::Lost`], [`Reason::Aborted`] |
 //! | `ConnectionRefusedError`, `TimeoutError`, `DNSLookupError`, `UserError` | [`ConnectError`] |
-//! | `IPv4Address`, `IPv6Address` | [`Address`] |
+//! | `IPv4Address`, `IPv6Address`, `UNIXAddress` | [`Address`], [`UnixAddress`] |
 
 #![cfg(target_os = "linux")]
 

@@ -7,6 +7,7 @@ mod all_cores;
 mod bad_days;
 mod chat;
 mod clients;
+mod datagrams;
 mod echo;
 mod fibonacci;
 mod foreign;
