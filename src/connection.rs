@@ -3,6 +3,8 @@
 //!
 //! No system calls, no clock and no unsafe here: the same machine runs under every backend.
 
+mod clock;
+mod filtering;
 mod producing;
 
 use std::time::Instant;
@@ -15,8 +17,9 @@ use crate::{
     timer::deadline_after,
 };
 
-use self::producing::Producing;
+pub use self::filtering::{Equipment, Filter, Filters, Pace, Way};
 pub use self::producing::{AnyProducer, NotRegistered, Produce};
+use self::{clock::Clock, filtering::Filtering, producing::Producing};
 
 /// What a driver has to do next for a connection.
 #[derive(Debug)]
@@ -33,6 +36,10 @@ pub enum Step {
     Deliver(Vec<u8>),
     /// Call `read_connection_lost`.
     ReadLost,
+    /// Call `timeout_connection`.
+    TimedOut,
+    /// Let the filters do what they have to, and give them back by [`Connection::filtered`].
+    Filter(Box<Filters>),
     /// Tell the producer, and give it back by [`Connection::producer_told`].
     Produce(Produce, AnyProducer),
     /// Send this.
@@ -111,9 +118,13 @@ pub struct Connection {
     half_closeable: bool,
     read_lost_told: bool,
     lost_told: bool,
+    /// Something passed since an idle time-out has looked.
+    active: bool,
+    /// There may be more to do than calm connections have: what is rare is more than a clock, or that has to be looked at.
+    is_rare: bool,
 }
 
-/// What a connection has only while it is paused, has a producer, or ends.
+/// What a connection has only while it is paused, has a producer, filters or a time-out, or ends.
 #[derive(Debug, Default)]
 struct Rare {
     /// What arrived while it was paused.
@@ -124,6 +135,8 @@ struct Rare {
     deadline: Option<Instant>,
     drained: usize,
     producing: Option<Producing>,
+    filtering: Option<Box<Filtering>>,
+    clock: Option<Box<Clock>>,
     /// The reactor is being stopped, and waits no longer than until then.
     drain_until: Option<Instant>,
 }
@@ -142,10 +155,13 @@ impl Connection {
             half_closeable,
             read_lost_told: false,
             lost_told: false,
+            active: false,
+            is_rare: false,
         }
     }
 
     fn rare(&mut self) -> &mut Rare {
+        self.is_rare = true;
         self.rare.get_or_insert_default()
     }
 
@@ -156,6 +172,19 @@ impl Connection {
     /// Whether it holds what is to be delivered before anything else.
     fn owes_data(&self) -> bool {
         self.holds_data() && self.rare.as_ref().is_some_and(|rare| !rare.waits_for_more)
+    }
+
+    /// One that is open, and holds nothing, as if nothing had ever been rare about it, is calm again.
+    fn calm_down(&mut self) {
+        let Some(rare) = &self.rare else {
+            self.is_rare = false;
+            return;
+        };
+        let stays = rare.producing.is_some() || rare.filtering.is_some() || rare.drain_until.is_some();
+        if self.phase == Phase::Open && rare.held.is_empty() && rare.deadline.is_none() && !stays {
+            self.is_rare = false;
+            self.rare.take_if(|rare| rare.clock.is_none());
+        }
     }
 }
 
@@ -313,7 +342,8 @@ impl Connection {
     /// Bytes arrived.
     #[inline]
     pub fn received(&mut self, data: &[u8], limits: &Limits) -> Arrival {
-        if self.is_delivering() & self.rare.is_none() {
+        self.active = true;
+        if self.is_delivering() & !self.is_rare {
             return Arrival::Deliver;
         }
         self.received_rarely(data, limits)
@@ -321,6 +351,9 @@ impl Connection {
 
     #[cold]
     fn received_rarely(&mut self, data: &[u8], limits: &Limits) -> Arrival {
+        if self.hold_to_filter(data) {
+            return Arrival::Held;
+        }
         match self.phase {
             Phase::Open if !self.paused && !self.holds_data() => Arrival::Deliver,
             Phase::Open => {
@@ -357,10 +390,32 @@ impl Connection {
         pool: &mut Pool,
         limits: &Limits,
     ) {
-        self.output.came_back(batch, n, pool, limits.output_low);
-        if self.rare.is_some() {
-            self.mind_producer(n);
+        self.active = true;
+        if self.is_rare {
+            return self.sent_rarely(batch, n, failed, pool, limits);
         }
+        self.output.came_back(batch, n, pool, limits.output_low);
+        if let Some(errno) = failed {
+            self.send_failed(errno, pool);
+        }
+    }
+
+    #[cold]
+    fn sent_rarely(
+        &mut self,
+        batch: Box<Batch>,
+        n: usize,
+        failed: Option<Errno>,
+        pool: &mut Pool,
+        limits: &Limits,
+    ) {
+        if batch.is_empty() || failed.is_some() || self.filtering().is_none() {
+            self.output.came_back(batch, n, pool, limits.output_low);
+        } else {
+            self.send_the_rest(batch);
+            self.output.went(n, pool, limits.output_low);
+        }
+        self.mind_producer(n);
         if let Some(errno) = failed {
             self.send_failed(errno, pool);
         }
@@ -396,16 +451,17 @@ impl Connection {
         if self.phase == Phase::Gone {
             return Step::Idle;
         }
-        self.step_callback()
+        let step = self
+            .step_callback()
+            .or_else(|| self.step_clock(now))
+            .or_else(|| self.step_passing_in(now))
             .or_else(|| self.step_producer())
-            .or_else(|| self.step_output(now, limits, may_send))
-            .or_else(|| self.step_input())
-            .unwrap_or(Step::Idle)
-    }
-
-    /// When [`step`](Self::step) is to be called even if nothing happens.
-    pub fn deadline(&self) -> Option<Instant> {
-        self.rare.as_ref()?.deadline
+            .or_else(|| self.step_output(now, limits, pool, may_send))
+            .or_else(|| self.step_input());
+        if step.is_none() {
+            self.calm_down();
+        }
+        step.unwrap_or(Step::Idle)
     }
 
     /// Whether something is to happen as soon as the batch in flight comes back.
@@ -427,7 +483,7 @@ impl Connection {
             & !self.paused
             & self.reading
             & self.end.is_none()
-            & self.rare.is_none()
+            & !self.is_rare
             & self.output.is_calm()
     }
 
@@ -447,7 +503,7 @@ impl Connection {
         // A producer may take its time, but a peer that does not read what it has written may not.
         let flushing =
             self.phase == Phase::Flushing || (self.phase == Phase::Producing && !self.output.is_flushed());
-        if flushing && self.deadline().is_none() {
+        if flushing && self.closing_deadline().is_none() {
             self.rare().deadline = Some(deadline_after(now, limits.close_timeout));
         }
         let Some(rare) = &mut self.rare else { return };
@@ -470,7 +526,7 @@ impl Connection {
     fn mind_broken(&mut self) {
         if let WriteHalf::Broken(errno) = self.write_half
             && self.phase == Phase::Open
-            && (self.paused || (self.end.is_some() && !self.owes_data()))
+            && (self.paused || (self.end.is_some() && !self.owes_data() && !self.owes_passing()))
         {
             self.finish(Reason::Lost(Loss::Errno(errno)), false);
         }
@@ -478,13 +534,14 @@ impl Connection {
 
     /// Acts on the end of receiving once all that came before it has been delivered.
     fn mind_end(&mut self) {
-        if self.phase != Phase::Open || self.paused || self.owes_data() {
+        if self.phase != Phase::Open || self.paused || self.owes_data() || self.owes_passing() {
             return;
         }
         match self.end {
             Some(End::Errno(errno)) => self.finish(Reason::Lost(Loss::Errno(errno)), false),
             Some(End::Eof) if self.half_closeable => self.mind_half_close(),
-            Some(End::Eof) => self.peer_is_done(),
+            // Once what was written by then has been handed over: producer or not.
+            Some(End::Eof) => self.lose_producer_or_not(),
             None => {}
         }
     }
@@ -492,7 +549,9 @@ impl Connection {
     /// A closing connection whose peer has closed too need not wait any longer.
     fn mind_closing(&mut self) {
         match (self.phase, self.end) {
-            (Phase::Flushing | Phase::Draining, Some(_)) if self.output.is_flushed() => {
+            (Phase::Flushing | Phase::Draining, Some(_))
+                if self.output.is_flushed() && !self.owes_last_words() =>
+            {
                 self.phase = Phase::Ended { reset: false };
             }
             (Phase::Producing | Phase::Flushing, Some(End::Errno(errno))) => {
@@ -502,8 +561,8 @@ impl Connection {
         }
     }
 
-    /// The peer's FIN ends the connection, once what was written by then has been handed over: producer or not.
-    fn peer_is_done(&mut self) {
+    /// As [`lose`](Self::lose), but waits for no producer.
+    fn lose_producer_or_not(&mut self) {
         self.lose();
         if self.phase == Phase::Producing {
             self.phase = Phase::Flushing;
@@ -546,19 +605,30 @@ impl Connection {
         }
         if self.owes_data() {
             let held = std::mem::take(&mut self.rare().held);
-            // It is open, so it has no deadline and no reason yet: only a producer may be rare about it.
-            self.rare.take_if(|rare| rare.producing.is_none());
+            self.calm_down();
             return Some(Step::Deliver(held));
         }
-        if self.end == Some(End::Eof) && self.half_closeable && !self.read_lost_told {
+        if self.end == Some(End::Eof) && self.half_closeable && !self.read_lost_told && !self.owes_passing() {
             self.read_lost_told = true;
             return Some(Step::ReadLost);
         }
         None
     }
 
-    fn step_output(&mut self, now: Instant, limits: &Limits, may_send: bool) -> Option<Step> {
-        if !self.output.is_flushed() {
+    fn step_output(
+        &mut self,
+        now: Instant,
+        limits: &Limits,
+        pool: &mut Pool,
+        may_send: bool,
+    ) -> Option<Step> {
+        if self.filtering().is_some() {
+            let passing = self.step_passing_out(now, limits, pool, may_send);
+            if passing.is_some() || !self.output.is_flushed() || (self.is_ending() && self.owes_last_words())
+            {
+                return passing;
+            }
+        } else if !self.output.is_flushed() {
             if !may_send && !self.output.in_flight() {
                 // Whoever waits for room must hear the peer meanwhile: it may write before it reads.
                 return self.step_input().or(Some(Step::Later));
@@ -578,8 +648,17 @@ impl Connection {
         (!shut).then_some(Step::ShutdownWrite)
     }
 
+    /// Whether FIN is to be sent once all else is.
+    fn is_ending(&self) -> bool {
+        match self.phase {
+            Phase::Flushing => true,
+            Phase::Open => self.write_half == WriteHalf::Ending && !self.has_producer(),
+            _ => false,
+        }
+    }
+
     fn step_input(&mut self) -> Option<Step> {
-        let wanted = self.end.is_none() && !(self.phase == Phase::Open && self.paused);
+        let wanted = self.end.is_none() && !(self.phase == Phase::Open && self.paused) && !self.is_held_up();
         if wanted == self.reading {
             return None;
         }

@@ -12,6 +12,7 @@ use crate::{
     address::Address,
     factory_handle::HostToken,
     id::{ConnId, HostKey},
+    policies::Guard,
     reactor::{Command, Core, Reactor},
 };
 
@@ -279,6 +280,11 @@ impl Connector {
     /// Whether the factory hears of it: not of a connection that it has not asked for.
     pub(crate) fn concerns_factory(&self) -> bool {
         self.shared.options.destination != Destination::Adopted
+    }
+
+    /// The policies for its connections.
+    pub(crate) fn guard(&self) -> Option<Arc<Guard>> {
+        self.shared.host.guard()
     }
 
     pub(crate) fn downgrade(&self) -> WeakConnector {

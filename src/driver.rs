@@ -6,11 +6,13 @@ use std::{
 };
 
 use crate::{
-    connection::Connection,
+    connection::{Connection, Equipment},
     connector::{Connector, ConnectorState},
     error::{Errno, Error},
+    factory::Peer,
     host::caught,
     id::HostKey,
+    policies::{Guard, Verdict},
     port::Port,
     reactor::{Command, Reactor, ReactorCall, State},
     reason::{Loss, Reason},
@@ -150,6 +152,17 @@ impl OpenPort {
     pub(crate) fn end(self, reactor: &Reactor, error: Option<&Error>) {
         tell_done(&self.port, reactor, error.or(self.failure.as_ref()));
     }
+}
+
+/// Asks a port's accept policies about a peer; one that panics refuses it.
+pub(crate) fn admit(guard: &Guard, peer: &mut Peer<'_>) -> Verdict {
+    caught(|| guard.admit(peer)).unwrap_or(Verdict::Refused)
+}
+
+/// What is to stand between a connection and its protocol; None if that panics.
+pub(crate) fn equip(guard: Option<&Guard>, peer: &mut Peer<'_>) -> Option<Equipment> {
+    let Some(guard) = guard else { return Some(Equipment::default()) };
+    caught(|| guard.equip(peer)).ok()
 }
 
 /// Makes a call that concerns nobody but the reactor.

@@ -22,10 +22,12 @@ use slab::Slab;
 
 use crate::{
     backend::{DatagramsSent, Event, Proactor, Sent, watching::Readiness},
-    connection::{AnyProducer, Arrival, Produce, Step},
+    connection::{AnyProducer, Arrival, Filters, Produce, Step},
     driver::{Driver, OpenPort, WAIT_MAX, call_triggers, end_by_stop, make_call},
     error::Error,
-    host::{Env, FactoryEvent, Host, HostSeed, Panicked, ProtocolEvent, caught, drop_quietly},
+    host::{
+        Env, FactoryEvent, Host, HostSeed, Panicked, ProtocolEvent, caught, drop_quietly, tell_filters_lost,
+    },
     id::{ConnId, HostKey, PortKey, WatchKey},
     producer,
     protocol::ErasedCall,
@@ -223,6 +225,7 @@ impl Driver for EventLoop {
         while let Some(id) = self.deadlines.pop_due(self.now, mark) {
             if let Some(entry) = self.table.get(id) {
                 entry.set_deadline(None);
+                entry.connection.deadline_passed();
             }
             self.settle(id);
         }
@@ -501,6 +504,8 @@ impl EventLoop {
                 Step::ResumeWriting => self.tell(id, ProtocolEvent::ResumeWriting),
                 Step::Deliver(held) => self.tell(id, ProtocolEvent::Data(&held)),
                 Step::ReadLost => self.tell(id, ProtocolEvent::ReadLost),
+                Step::TimedOut => self.tell(id, ProtocolEvent::TimedOut),
+                Step::Filter(filters) => self.filter(id, filters),
                 Step::Produce(what, producer) => self.produce(id, what, producer),
                 Step::Send(batch) => {
                     if let Some(sent) = self.backend.send(id, batch) {
@@ -544,6 +549,15 @@ impl EventLoop {
         });
     }
 
+    fn filter(&mut self, id: ConnId, mut filters: Box<Filters>) {
+        let ran = caught(|| filters.run());
+        if let Err(text) = ran {
+            end_after_panic(&mut self.table, id, text);
+            return drop_quietly(filters);
+        }
+        self.table.filtered(id, filters);
+    }
+
     fn close(&mut self, id: ConnId, reset: bool) {
         if let Some(entry) = self.table.get(id) {
             entry.stage = Stage::Closing;
@@ -560,7 +574,8 @@ impl EventLoop {
         let Some(entry) = self.table.get(id) else { return };
         match (entry.connection.deadline(), entry.deadline()) {
             (Some(wanted), None) => entry.set_deadline(Some(self.deadlines.insert(wanted, id))),
-            (Some(wanted), Some(key)) if self.deadlines.deadline(key) != Some(wanted) => {
+            // One that comes too early is asked again then: so what moves on with each message moves nothing here.
+            (Some(wanted), Some(key)) if self.deadlines.deadline(key).is_none_or(|armed| wanted < armed) => {
                 self.deadlines.reschedule(key, wanted);
             }
             (None, Some(key)) => {
@@ -577,8 +592,10 @@ impl EventLoop {
         let reason = entry.connection.reason();
         let (host_slot, protocol) = (entry.host_slot as usize, entry.protocol);
         let (timers, connector) = (entry.take_timers(), entry.connector().cloned());
+        let filters = entry.connection.take_filters();
         self.counters.add(loss_count(&reason), 1);
         self.tell(id, ProtocolEvent::Lost(&reason));
+        tell_filters_lost(filters, &reason);
         self.drop_timers(id, timers);
         self.hosts[host_slot].host.drop_protocol(protocol);
         self.table.leave(id);

@@ -9,6 +9,7 @@ use std::{
 use crate::{
     factory::Factory,
     id::HostKey,
+    policies::Guard,
     reactor::{Command, Core, Reactor},
 };
 
@@ -21,7 +22,14 @@ pub struct FactoryHandle<F> {
 
 impl<F> FactoryHandle<F> {
     pub(crate) fn new(core: &Arc<Core>, key: HostKey) -> Self {
-        let token = HostToken { core: Arc::downgrade(core), key };
+        let token = HostToken { core: Arc::downgrade(core), key, guard: None, stands_for: None };
+        Self { token: Arc::new(token), factory: PhantomData }
+    }
+
+    /// The same factory behind a guard.
+    pub(crate) fn guarded(self, guard: Guard) -> Self {
+        let (core, key) = (self.token.core.clone(), self.token.key);
+        let token = HostToken { core, key, guard: Some(Arc::new(guard)), stands_for: Some(self.token) };
         Self { token: Arc::new(token), factory: PhantomData }
     }
 
@@ -54,17 +62,27 @@ impl<F> fmt::Debug for FactoryHandle<F> {
 pub(crate) struct HostToken {
     core: Weak<Core>,
     key: HostKey,
+    guard: Option<Arc<Guard>>,
+    /// The token that keeps the factory, if this one only puts a guard before it.
+    stands_for: Option<Arc<HostToken>>,
 }
 
 impl HostToken {
     pub(crate) fn key(&self) -> HostKey {
         self.key
     }
+
+    /// The policies for those who come by this token.
+    pub(crate) fn guard(&self) -> Option<Arc<Guard>> {
+        self.guard.clone()
+    }
 }
 
 impl Drop for HostToken {
     fn drop(&mut self) {
-        if let Some(core) = self.core.upgrade() {
+        if self.stands_for.is_none()
+            && let Some(core) = self.core.upgrade()
+        {
             Reactor { core }.push(Command::ForgetHost(self.key));
         }
     }

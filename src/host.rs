@@ -14,6 +14,7 @@ use std::{
 use slab::Slab;
 
 use crate::{
+    connection::Filters,
     connector::Connector,
     factory::{ClientFactory, Factory, FactoryCall, FactoryCx, FactoryMut, Peer},
     id::{ConnId, HostKey},
@@ -32,6 +33,7 @@ pub(crate) enum ProtocolEvent<'a> {
     ReadLost,
     PauseWriting,
     ResumeWriting,
+    TimedOut,
     Lost(&'a Reason),
     /// A timer or a post.
     Call(ErasedCall),
@@ -80,6 +82,7 @@ pub(crate) fn tell_protocol<'a, F: Factory>(
         ProtocolEvent::ReadLost => protocol.read_connection_lost(&mut cx),
         ProtocolEvent::PauseWriting => protocol.pause_writing(&mut cx),
         ProtocolEvent::ResumeWriting => protocol.resume_writing(&mut cx),
+        ProtocolEvent::TimedOut => protocol.timeout_connection(&mut cx),
         ProtocolEvent::Lost(reason) => protocol.connection_lost(&mut cx, reason),
         ProtocolEvent::Call(call) => match call.downcast::<ProtocolCall<F>>() {
             Ok(call) => (call.0)(protocol, &mut cx),
@@ -144,6 +147,13 @@ pub(crate) fn caught<R>(run: impl FnOnce() -> R) -> Result<R, Panicked> {
 /// Drops what belongs to the program: a panic in its Drop ends nothing but that.
 pub(crate) fn drop_quietly<T>(value: T) {
     let _ = caught(|| drop(value));
+}
+
+/// Tells filters that their connection is lost, and drops them.
+pub(crate) fn tell_filters_lost(filters: Option<Box<Filters>>, reason: &Reason) {
+    let Some(mut filters) = filters else { return };
+    filters.lost(reason, &mut |tell| drop(caught(tell)));
+    drop_quietly(filters);
 }
 
 fn panic_text(payload: &(dyn Any + Send)) -> String {

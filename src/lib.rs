@@ -78,6 +78,7 @@
 //! | `ReconnectingClientFactory` | a [`Reconnector`] in the factory |
 //! | `factory.protocol = Echo` | [`Serve`] |
 //! | `WrappingFactory`, `ProtocolWrapper` | [`WrappingFactory`] |
+//! | `twisted.protocols.policies`, `TimeoutMixin` | [`policies`], [`Transport::set_timeout`] |
 //! | `self.transport`, `self.factory` | [`Cx::transport`], [`Cx::factory`] |
 //! | `transport.write`, `writeSequence` | [`Transport::write`], [`Transport::write_sequence`] |
 //! | `transport.loseConnection`, `loseWriteConnection`, `abortConnection` | [`Transport::lose_connection`], [`Transport::lose_write_connection`], [`Transport::abort_connection`] |
@@ -119,6 +120,7 @@ mod id;
 mod limits;
 mod options;
 mod output;
+pub mod policies;
 mod port;
 mod producer;
 mod protocol;
@@ -172,7 +174,9 @@ pub use wrapper::WrappingFactory;
 #[doc(hidden)]
 pub mod internals {
     pub use crate::{
-        connection::{AnyProducer, Arrival, Connection, NotRegistered, Produce, Step},
+        connection::{
+            AnyProducer, Arrival, Connection, Equipment, Filters, NotRegistered, Pace, Produce, Step, Way,
+        },
         output::{Batch, Budget, Output, Pool},
         timer::{Mark, TimerKey, TimerQueue, deadline_after},
     };

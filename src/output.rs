@@ -1,6 +1,7 @@
 //! A connection's unsent bytes: what `write` appends to, and what moves to a backend to be sent.
 
 mod budget;
+mod passing;
 
 use std::{any::Any, fmt, io, sync::Arc};
 
@@ -372,13 +373,19 @@ impl Output {
     #[inline]
     pub fn came_back(&mut self, batch: Box<Batch>, n: usize, pool: &mut Pool, low: usize) {
         self.in_flight = false;
-        let before = self.unsent;
-        self.unsent = before.saturating_sub(n);
         if batch.is_empty() {
             pool.give(batch);
         } else {
             self.put_first(batch, pool);
         }
+        self.went(n, pool, low);
+    }
+
+    /// The batch in flight is `n` bytes the lighter.
+    #[inline(always)]
+    pub fn went(&mut self, n: usize, pool: &Pool, low: usize) {
+        let before = self.unsent;
+        self.unsent = before.saturating_sub(n);
         if self.full | self.counted {
             self.came_down(before, pool, low);
         }

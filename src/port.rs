@@ -13,6 +13,7 @@ use crate::{
     address::Address,
     error::Error,
     id::{HostKey, PortKey},
+    policies::Guard,
     reactor::{Command, Core, Reactor},
     sys::{DatagramSocket, Listener},
 };
@@ -107,6 +108,7 @@ struct Shared {
     key: PortKey,
     host: HostKey,
     factory_name: &'static str,
+    guard: Option<Arc<Guard>>,
     /// Until the port has ended: a handle that is kept must not keep the descriptor.
     socket: Mutex<Option<PortSocket>>,
     address: Address,
@@ -143,6 +145,7 @@ impl Port {
         core: &Arc<Core>,
         host: HostKey,
         factory_name: &'static str,
+        guard: Option<Arc<Guard>>,
         socket: PortSocket,
         address: Address,
     ) -> Self {
@@ -152,6 +155,7 @@ impl Port {
                 key: PortKey(core.next_key()),
                 host,
                 factory_name,
+                guard,
                 socket: Mutex::new(Some(socket)),
                 address,
                 stopped: AtomicBool::new(false),
@@ -225,6 +229,16 @@ impl Port {
 
     pub(crate) fn factory_name(&self) -> &'static str {
         self.shared.factory_name
+    }
+
+    /// The policies for those who come to it.
+    pub(crate) fn guard(&self) -> Option<&Arc<Guard>> {
+        self.shared.guard.as_ref()
+    }
+
+    /// The factory for those who are too many, if it has one.
+    pub(crate) fn overflow(&self) -> Option<HostKey> {
+        self.guard()?.overflow()
     }
 
     /// The listening socket, until the port has ended.

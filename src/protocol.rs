@@ -76,6 +76,12 @@ pub trait Protocol<F>: Sized + Send + 'static {
     fn resume_writing(&mut self, cx: &mut Cx<'_, F>) {
         let _ = cx;
     }
+
+    /// The time given by [`Transport::set_timeout`] is over. Unless a protocol says otherwise, that closes the connection with
+    /// `Reason::TimedOut`.
+    fn timeout_connection(&mut self, cx: &mut Cx<'_, F>) {
+        cx.transport.time_out();
+    }
 }
 
 /// What a protocol's callback can reach: its connection, its factory, its reactor.

@@ -54,6 +54,10 @@ pub enum LimitKind {
 pub enum Timeout {
     /// [`Limits::close_timeout`](crate::Limits::close_timeout): the output could not be flushed in time.
     Close,
+    /// Nothing passed for as long as an idle time-out allows ([`Filters::idle_timeout`](crate::policies::Policies::idle_timeout)).
+    Idle,
+    /// The time that the protocol gave itself with [`Transport::set_timeout`](crate::Transport::set_timeout).
+    Protocol,
 }
 
 impl fmt::Display for Reason {
@@ -69,6 +73,10 @@ impl fmt::Display for Reason {
             ),
             Self::TimedOut(Timeout::Close) => {
                 f.write_str("connection could not be closed in time and was aborted")
+            }
+            Self::TimedOut(Timeout::Idle) => f.write_str("connection was idle for too long and was closed"),
+            Self::TimedOut(Timeout::Protocol) => {
+                f.write_str("connection took longer than its protocol allows")
             }
             Self::Callback(error) => write!(f, "a callback failed: {error}"),
             Self::Panicked(text) => write!(f, "a callback panicked: {text}"),

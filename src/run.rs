@@ -210,7 +210,7 @@ impl Reactor {
         let handle = self.own(factory.into_handle(self));
         let name = factory_name::<F>();
         let socket = PortSocket::Stream(Arc::new(listener));
-        let port = Port::new(&self.core, handle.key(), name, socket, address);
+        let port = Port::new(&self.core, handle.key(), name, handle.token().guard(), socket, address);
         log::info!("{name} starting on {}", port.name());
         self.push(Command::Listen(port.clone()));
         Ok(port)
@@ -284,7 +284,7 @@ impl Reactor {
         let (address, socket) = named.map_err(|cause| cannot_listen(describe(), cause))?;
         let (name, socket) = (factory_name::<P>(), PortSocket::Datagram(Arc::new(socket)));
         // No factory stands behind it, so the key of one is nobody's.
-        let port = Port::new(&self.core, HostKey(self.core.next_key()), name, socket, address);
+        let port = Port::new(&self.core, HostKey(self.core.next_key()), name, None, socket, address);
         log::info!("{name} starting on {}", port.name());
         self.push(Command::OpenDatagrams(port.clone(), datagram_host::seed(protocol), max_packet_size));
         Ok(DatagramPort::new(&self.core, port))

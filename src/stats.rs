@@ -110,8 +110,12 @@ named! {
         RefusedThreads = "refused_threads",
         /// Peers that a port had accepted when it was stopped.
         RefusedStopped = "refused_stopped",
-        /// Peers for which `build_protocol` answered None, or panicked.
+        /// Peers for which `build_protocol` answered None, or panicked, or whose filters could not be made.
         RefusedByFactory = "refused_by_factory",
+        /// Peers that an accept policy refused, or could not make up its mind about: it panicked.
+        RefusedByPolicy = "refused_by_policy",
+        /// Peers that an accept policy had served by the overflow factory.
+        Overflowed = "overflowed",
         /// Datagrams that arrived, those that were too long included.
         DatagramsReceived = "datagrams_received",
         /// Datagrams that the kernel took.

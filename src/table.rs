@@ -13,11 +13,12 @@ use slab::Slab;
 use crate::{
     address::Address,
     backend::{Sent, Sockets},
-    connection::{Arrival, Connection, Step},
+    connection::{Arrival, Connection, Filters, Step},
     connector::{Attempt, Connector},
     id::{ConnId, GENERATION_MASK, HostKey},
     limits::Limits,
     output::{Batch, Budget, Pool, Write},
+    policies::Place,
     sys,
     timer::TimerKey,
     transport::{Link, Side, SocketFlag, Visited},
@@ -59,6 +60,8 @@ struct Rare {
     connector: Option<(Connector, Attempt)>,
     /// Descriptors that came and were not told yet.
     descriptors: VecDeque<OwnedFd>,
+    /// What accept policies have taken for it.
+    places: Vec<Place>,
 }
 
 impl Entry {
@@ -96,6 +99,13 @@ impl Entry {
             descriptors.clear();
         }
         if self.connection.is_delivering() { descriptors.pop_front() } else { None }
+    }
+
+    /// Keeps what accept policies have taken for it, until it is removed.
+    pub(crate) fn keep_places(&mut self, places: Vec<Place>) {
+        if !places.is_empty() {
+            self.rare().places = places;
+        }
     }
 
     /// The timer of its deadline.
@@ -234,6 +244,14 @@ impl Table {
         };
         entry.connection.sent(sent.batch, sent.bytes, sent.errno, pool, limits);
         !entry.connection.is_settled()
+    }
+
+    /// Filters have done what they had to.
+    pub(crate) fn filtered(&mut self, id: ConnId, filters: Box<Filters>) {
+        let Self { entries, pool, limits, .. } = self;
+        if let Some(entry) = entries.get_mut(id.slot()).filter(|entry| entry.id == id) {
+            entry.connection.filtered(filters, pool, limits);
+        }
     }
 
     /// Bytes of a made connection arrived: what becomes of them, and where its host and its protocol are.

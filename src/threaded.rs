@@ -230,7 +230,9 @@ impl Driver for Main {
 
     fn run_deadlines(&mut self) {
         for id in self.shared.deadlines.due(self.now) {
-            self.duty.touch(id);
+            if let Some(connection) = self.shared.table.get(id) {
+                connection.deadline_passed(self.now, &mut self.duty);
+            }
         }
         self.duty.run_errands();
     }

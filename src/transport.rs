@@ -1,6 +1,11 @@
 //! What a protocol writes to and closes: one end of one connection.
 
-use std::{fmt, io, os::fd::OwnedFd, sync::Arc};
+use std::{
+    fmt, io,
+    os::fd::OwnedFd,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use crate::{
     address::Address,
@@ -8,7 +13,7 @@ use crate::{
     id::{ConnId, HostKey},
     limits::Limits,
     output::{Along, Batch, Pool, Write, Writer},
-    reason::{BoxError, Reason},
+    reason::{BoxError, Reason, Timeout},
     timer::TimerKey,
 };
 
@@ -231,6 +236,35 @@ impl Transport<'_> {
 
     pub(crate) fn change(&mut self, mut change: impl FnMut(&mut Connection)) {
         self.link.visit(self.id, &mut |visited| change(visited.connection));
+    }
+}
+
+/// Time-outs, as Twisted's `TimeoutMixin` has them. Setting one again with each message is cheap: it moves a field.
+impl Transport<'_> {
+    /// Has [`timeout_connection`](crate::Protocol::timeout_connection) called after `period`, in the place of what was asked for before,
+    /// which is answered; None: not at all. It is called once, never early, and not on a connection that closes.
+    ///
+    /// ```
+    /// # use {ringspun::Cx, std::time::Duration};
+    /// fn wait_for_the_rest<F>(cx: &mut Cx<'_, F>) {
+    ///     cx.transport.set_timeout(Some(Duration::from_secs(10)));
+    /// }
+    /// ```
+    pub fn set_timeout(&mut self, period: Option<Duration>) -> Option<Duration> {
+        let mut before = None;
+        self.change(|connection| before = connection.set_timeout(Instant::now(), period));
+        before
+    }
+
+    /// Begins the time-out anew, with the period that was set last. Does nothing where none is running.
+    pub fn reset_timeout(&mut self) {
+        self.change(|connection| connection.reset_timeout(Instant::now()));
+    }
+
+    /// Closes the connection as [`lose_connection`](Self::lose_connection) does, though not even for a producer does it wait, with
+    /// `Reason::TimedOut`: what [`timeout_connection`](crate::Protocol::timeout_connection) does unless the protocol says otherwise.
+    pub fn time_out(&mut self) {
+        self.change(|connection| connection.time_out(Timeout::Protocol));
     }
 }
 

@@ -57,6 +57,9 @@ use crate::{
 ///     fn resume_writing(&mut self, cx: &mut Cx<'_, Counting<F>>) {
 ///         cx.inner(|cx| self.0.resume_writing(cx));
 ///     }
+///     fn timeout_connection(&mut self, cx: &mut Cx<'_, Counting<F>>) {
+///         cx.inner(|cx| self.0.timeout_connection(cx));
+///     }
 ///     fn connection_lost(&mut self, cx: &mut Cx<'_, Counting<F>>, reason: &Reason) {
 ///         cx.inner(|cx| self.0.connection_lost(cx, reason));
 ///     }

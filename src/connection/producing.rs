@@ -69,8 +69,7 @@ impl Connection {
             self.phase = Phase::Flushing;
             self.rare().deadline = None;
         }
-        // One that is open again as if it had never had a producer is calm again.
-        self.rare.take_if(|rare| self.phase == Phase::Open && rare.held.is_empty());
+        self.calm_down();
         producing.producer
     }
 

@@ -201,7 +201,7 @@ impl EventLoop {
             let _ = self.core().timers().remove(underway.timeout);
         }
         self.counters.add(Count::Connected, 1);
-        match self.build(id) {
+        match self.build(id, connector.guard().as_deref()) {
             true => self.made(id),
             false => {
                 self.counters.add(Count::RefusedByFactory, 1);

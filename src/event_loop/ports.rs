@@ -3,12 +3,16 @@
 use super::EventLoop;
 use crate::{
     address::Address,
-    backend::accept::{AcceptDecision, decide},
-    driver::{Driver, MORE_DESCRIPTORS, OpenPort, tell_done},
+    backend::{
+        Sockets,
+        accept::{AcceptDecision, decide},
+    },
+    driver::{Driver, MORE_DESCRIPTORS, OpenPort, admit, equip, tell_done},
     error::{Errno, Error},
     factory::Peer,
     host::ProtocolEvent,
     id::{ConnId, PortKey},
+    policies::{Guard, Verdict},
     port::Port,
     reactor::{State, TimerCall},
     stats::Count,
@@ -22,7 +26,7 @@ impl EventLoop {
             return tell_done(&port, &self.reactor, None);
         }
         let Some(listener) = port.listener() else { return };
-        if let Err(error) = self.use_host(port.host()) {
+        if let Err(error) = self.use_hosts(&port) {
             log::error!("{error}; ({} Closed)", port.label());
             tell_done(&port, &self.reactor, Some(&error));
             self.fail_start(error);
@@ -30,6 +34,17 @@ impl EventLoop {
         }
         self.backend.listen(port.key(), listener);
         self.ports.insert(port.key(), OpenPort::new(port));
+    }
+
+    /// Counts the port among the users of its factory, and of the one for those who are too many.
+    fn use_hosts(&mut self, port: &Port) -> Result<(), Error> {
+        self.use_host(port.host())?;
+        let Some(overflow) = port.overflow() else { return Ok(()) };
+        let used = self.use_host(overflow);
+        if used.is_err() {
+            self.release_host(port.host());
+        }
+        used
     }
 
     /// A factory that cannot start ends a reactor that is only just starting: nothing would listen.
@@ -58,6 +73,7 @@ impl EventLoop {
         let Some(open) = self.ports.remove(&key) else { return self.datagrams_closed(key, error) };
         log::info!("({} Closed)", open.port.label());
         self.release_host(open.port.host());
+        open.port.overflow().into_iter().for_each(|overflow| self.release_host(overflow));
         open.end(&self.reactor, error);
     }
 
@@ -74,13 +90,17 @@ impl EventLoop {
         let Some(slot) = self.host_slots.get(&host).copied() else {
             return self.backend.refuse(socket);
         };
+        let guard = port.guard().cloned();
         let unix = port.is_unix();
         let id = self.insert(host, slot, Stage::Connecting);
         self.backend.adopt(id, socket);
         if unix {
             self.backend.is_unix(id);
         }
-        if self.build(id) {
+        if guard.as_ref().is_some_and(|guard| !self.admit(id, guard)) {
+            self.counters.add(Count::RefusedByPolicy, 1);
+            self.close(id, false);
+        } else if self.build(id, guard.as_deref()) {
             self.made(id);
         } else {
             self.counters.add(Count::RefusedByFactory, 1);
@@ -88,21 +108,42 @@ impl EventLoop {
         }
     }
 
+    /// Asks the accept policies about a connection; some move it to the factory for those who are too many.
+    fn admit(&mut self, id: ConnId, guard: &Guard) -> bool {
+        let mut ask = ask_peer(self.backend.sockets(), id);
+        let (overflow, places) = match admit(guard, &mut Peer::new(&mut ask)) {
+            Verdict::Refused => return false,
+            Verdict::Admitted(places) => (None, places),
+            Verdict::Overflow(host, places) => (Some(host), places),
+        };
+        let Some(entry) = self.table.get(id) else { return false };
+        entry.keep_places(places);
+        let Some(host) = overflow else { return true };
+        let Some(slot) = self.host_slots.get(&host).copied() else { return false };
+        self.hosts[entry.host_slot as usize].connections -= 1;
+        self.hosts[slot].connections += 1;
+        (entry.host, entry.host_slot) = (host, slot as u32);
+        self.counters.add(Count::Overflowed, 1);
+        true
+    }
+
     /// Has the factory build the protocol of a connection, which is made by it.
-    pub(super) fn build(&mut self, id: ConnId) -> bool {
+    pub(super) fn build(&mut self, id: ConnId, guard: Option<&Guard>) -> bool {
         let Some(entry) = self.table.get(id) else { return false };
         let host = &mut self.hosts[entry.host_slot as usize].host;
-        let sockets = self.backend.sockets();
-        let mut ask = || {
-            let mut address = None;
-            let _ = sockets.lend(id, &mut |fd| address = sys::peer_address(fd));
-            Address::from(address)
+        let (protocol, equipment, peer) = {
+            let mut ask = ask_peer(self.backend.sockets(), id);
+            let mut peer = Peer::new(&mut ask);
+            let Some(equipment) = equip(guard, &mut peer) else { return false };
+            let Some(protocol) = host.build(&mut peer) else { return false };
+            (protocol, equipment, peer.answer())
         };
-        let mut peer = Peer::new(&mut ask);
-        let Some(protocol) = host.build(&mut peer) else { return false };
-        entry.become_made(protocol, host.half_closeable(), peer.answer());
+        entry.become_made(protocol, host.half_closeable(), peer);
         if host.receives_descriptors() {
             self.backend.receive_descriptors(id);
+        }
+        if guard.is_some() {
+            entry.connection.equip(self.now, equipment);
         }
         self.table.join(id);
         true
@@ -153,5 +194,14 @@ impl EventLoop {
         if let Some(open) = self.ports.get_mut(&key) {
             open.log_failure(self.now, &errno.to_string(), remedy);
         }
+    }
+}
+
+/// Who a peer is, for whoever asks.
+fn ask_peer(sockets: &mut dyn Sockets, id: ConnId) -> impl FnMut() -> Address {
+    move || {
+        let mut address = None;
+        let _ = sockets.lend(id, &mut |fd| address = sys::peer_address(fd));
+        address.into()
     }
 }

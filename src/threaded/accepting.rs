@@ -3,6 +3,7 @@
 use std::{
     os::fd::{AsFd, OwnedFd},
     sync::Arc,
+    time::Instant,
 };
 
 use super::{
@@ -17,11 +18,12 @@ use crate::{
         accept::{AcceptDecision, decide},
         threads::Wire,
     },
-    driver::{Driver, MORE_DESCRIPTORS, OpenPort, tell_done},
+    driver::{Driver, MORE_DESCRIPTORS, OpenPort, admit, equip, tell_done},
     error::{Errno, Error},
     factory::Peer,
     host::drop_quietly,
-    id::PortKey,
+    id::{HostKey, PortKey},
+    policies::{Guard, Place, Verdict},
     port::Port,
     reactor::{State, TimerCall},
     stats::{Count, Syscall},
@@ -41,7 +43,7 @@ impl Main {
             return tell_done(&port, &self.shared.reactor, None);
         }
         let Some(listener) = port.listener() else { return };
-        if let Err(error) = self.use_host(port.host()) {
+        if let Err(error) = self.use_hosts(&port) {
             log::error!("{error}; ({} Closed)", port.label());
             tell_done(&port, &self.shared.reactor, Some(&error));
             self.fail_start(error);
@@ -49,6 +51,17 @@ impl Main {
         }
         self.doors.open(port.key(), listener);
         self.ports.insert(port.key(), OpenPort::new(port));
+    }
+
+    /// Counts the port among the users of its factory, and of the one for those who are too many.
+    fn use_hosts(&mut self, port: &Port) -> Result<(), Error> {
+        self.use_host(port.host())?;
+        let Some(overflow) = port.overflow() else { return Ok(()) };
+        let used = self.use_host(overflow);
+        if used.is_err() {
+            self.release_host(port.host());
+        }
+        used
     }
 
     /// A factory that cannot start ends a reactor that is only just starting: nothing would listen.
@@ -77,6 +90,7 @@ impl Main {
         self.doors.close(key);
         log::info!("({} Closed)", open.port.label());
         self.release_host(open.port.host());
+        open.port.overflow().into_iter().for_each(|overflow| self.release_host(overflow));
         open.end(&self.shared.reactor, error);
     }
 }
@@ -101,15 +115,37 @@ impl Main {
     fn accepted(&mut self, key: PortKey, socket: OwnedFd) {
         self.counters.add(Count::Accepted, 1);
         let Some(open) = self.ports.get(&key) else { return };
-        let Some(hosted) = self.hosted(open.port.host()) else { return };
         let (port, shared) = (open.port.clone(), Arc::clone(&self.shared));
+        let Some((host, places)) = self.admit(&port, &socket) else {
+            self.counters.add(Count::RefusedByPolicy, 1);
+            self.counters.call(Syscall::Close);
+            return;
+        };
+        let Some(hosted) = self.hosted(host) else { return };
         let hold = Hold::new(&shared, &hosted);
-        let started = self.shared.start(move |duty| welcome(&shared, hold, &port, socket, duty));
+        let started = self.shared.start(move |duty| {
+            welcome(&shared, hold, &port, socket, duty);
+            drop(places);
+        });
         if let Err(error) = started {
             // The socket is closed already: it went with the work that could not be started.
             self.counters.call(Syscall::Close);
             self.counters.add(Count::RefusedThreads, 1);
             self.log_accept_failure(key, &error.to_string(), MORE_THREADS);
+        }
+    }
+
+    /// Asks the accept policies about a peer: which factory is to serve it, and what was taken for it; None if it is refused.
+    fn admit(&self, port: &Port, socket: &OwnedFd) -> Option<(HostKey, Vec<Place>)> {
+        let Some(guard) = port.guard() else { return Some((port.host(), Vec::new())) };
+        let mut ask = || sys::peer_address(socket.as_fd()).into();
+        match admit(guard, &mut Peer::new(&mut ask)) {
+            Verdict::Admitted(places) => Some((port.host(), places)),
+            Verdict::Overflow(host, places) => {
+                self.counters.add(Count::Overflowed, 1);
+                Some((host, places))
+            }
+            Verdict::Refused => None,
         }
     }
 
@@ -163,7 +199,8 @@ impl Main {
 /// The life of the thread of an accepted connection.
 fn welcome(shared: &Arc<Shared>, hold: Hold, port: &Port, socket: OwnedFd, duty: &mut Duty) {
     let wire = Wire::new(socket, shared.reactor.core.counters.branch());
-    match make(shared, &hold, wire, &|| !port.is_stopped(), duty) {
+    let guard = port.guard().map(|guard| &**guard);
+    match make(shared, &hold, wire, guard, &|| !port.is_stopped(), duty) {
         Made::Connection(connection) => drop_quietly(connection.serve(duty, None)),
         Made::Refused(wire) => wire.counters().add(Count::RefusedByFactory, 1),
         Made::Stopped(wire) => wire.counters().add(Count::RefusedStopped, 1),
@@ -184,11 +221,13 @@ pub(super) fn make(
     shared: &Arc<Shared>,
     hold: &Hold,
     wire: Wire,
+    guard: Option<&Guard>,
     wanted: &dyn Fn() -> bool,
     duty: &mut Duty,
 ) -> Made {
     let mut ask = || sys::peer_address(wire.as_fd()).into();
     let mut peer = Peer::new(&mut ask);
+    let Some(equipment) = equip(guard, &mut peer) else { return Made::Refused(wire) };
     let built = Arc::clone(&hold.hosted.host).build(&mut peer, wanted);
     let peer = peer.answer();
     shared.call_factory(&hold.hosted, duty);
@@ -199,7 +238,12 @@ pub(super) fn make(
     };
     let (shared, hosted) = (Arc::clone(shared), Arc::clone(&hold.hosted));
     match shared.clone().table.insert(Parts { shared, hosted, protocol, wire, peer }) {
-        Ok(connection) => Made::Connection(connection),
+        Ok(connection) => {
+            if guard.is_some() {
+                connection.lock().connection.equip(Instant::now(), equipment);
+            }
+            Made::Connection(connection)
+        }
         Err(Parts { protocol, wire, .. }) => {
             protocol.forget();
             Made::Stopped(wire)

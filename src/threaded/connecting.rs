@@ -146,7 +146,8 @@ impl Try {
         }
         wire.counters().add(Count::Connected, 1);
         self.ended();
-        match make(&self.shared, &self.hold, wire, &|| true, duty) {
+        let guard = self.connector.guard();
+        match make(&self.shared, &self.hold, wire, guard.as_deref(), &|| true, duty) {
             Made::Connection(connection) => {
                 if !self.connector.set_connection(connection.id()) {
                     self.shared.reactor.push(Command::Disconnect(connection.id()));

@@ -34,10 +34,10 @@ use super::{
 use crate::{
     address::Address,
     backend::threads::{Gone, Wire},
-    connection::{AnyProducer, Arrival, Connection, Produce, Step},
+    connection::{AnyProducer, Arrival, Connection, Filters, Produce, Step},
     error::Errno,
     event_loop::loss_count,
-    host::{Env, ProtocolEvent, caught, drop_quietly},
+    host::{Env, ProtocolEvent, caught, drop_quietly, tell_filters_lost},
     id::{ConnId, HostKey},
     limits::Limits,
     output::{Batch, Pool},
@@ -195,6 +195,16 @@ impl ThreadConnection {
         self.poke(duty);
     }
 
+    /// The moment has come that the main thread has waited for on its behalf.
+    pub(super) fn deadline_passed(&self, now: Instant, duty: &mut Duty) {
+        let mut state = self.lock();
+        // Another one may have been set meanwhile, which is still to come.
+        state.deadline.take_if(|(deadline, _)| *deadline <= now);
+        state.connection.deadline_passed();
+        drop(state);
+        self.poke(duty);
+    }
+
     /// Calls this with the protocol, soon.
     pub(super) fn mail(&self, duty: &mut Duty, mail: Mail) {
         let mut state = self.lock();
@@ -247,6 +257,8 @@ impl ThreadConnection {
                 Step::ResumeWriting => state = self.tell(state, duty, ProtocolEvent::ResumeWriting),
                 Step::Deliver(held) => state = self.tell(state, duty, ProtocolEvent::Data(&held)),
                 Step::ReadLost => state = self.tell(state, duty, ProtocolEvent::ReadLost),
+                Step::TimedOut => state = self.tell(state, duty, ProtocolEvent::TimedOut),
+                Step::Filter(filters) => state = self.filter(state, filters),
                 Step::Produce(what, producer) => state = self.produce(state, duty, what, producer),
                 Step::Send(batch) => {
                     sends_left -= 1;
@@ -317,6 +329,26 @@ impl ThreadConnection {
         state
     }
 
+    /// Lets filters work with the lock let go. A panic ends the connection.
+    fn filter<'a>(
+        &'a self,
+        state: MutexGuard<'a, State>,
+        mut filters: Box<Filters>,
+    ) -> MutexGuard<'a, State> {
+        drop(state);
+        let ran = caught(|| filters.run());
+        if let Err(text) = ran {
+            drop_quietly(filters);
+            let mut state = self.lock();
+            state.connection.finish(Reason::Panicked(text), true);
+            return state;
+        }
+        let mut state = self.lock();
+        let State { connection, pool, .. } = &mut *state;
+        connection.filtered(filters, pool, self.shared.limits());
+        state
+    }
+
     /// Sends what goes at once, with the lock let go; the sender watches for room for the rest.
     fn send<'a>(&'a self, state: MutexGuard<'a, State>, mut batch: Box<Batch>) -> MutexGuard<'a, State> {
         drop(state);
@@ -356,8 +388,11 @@ impl ThreadConnection {
     /// Keeps the main thread's note of the deadline as the connection wants it.
     fn mind_deadline(&self, state: &mut State) {
         let wanted = state.connection.deadline();
-        if wanted == state.deadline.map(|(deadline, _)| deadline) {
-            return;
+        match (wanted, state.deadline) {
+            (None, None) => return,
+            // One that comes too early is asked again then: so what moves on with each message moves nothing here.
+            (Some(wanted), Some((armed, _))) if wanted >= armed => return,
+            _ => {}
         }
         let old = state.deadline.take().map(|(_, key)| key);
         match (wanted, old) {
@@ -467,9 +502,10 @@ impl ThreadConnection {
 
     /// Tells the protocol and forgets it, with all that is bound to it.
     fn lost(&self, duty: &mut Duty) -> Reason {
-        let (reason, timers) = {
+        let (reason, timers, filters) = {
             let mut state = self.lock();
-            (state.connection.reason(), std::mem::take(&mut state.timers))
+            let timers = std::mem::take(&mut state.timers);
+            (state.connection.reason(), timers, state.connection.take_filters())
         };
         self.wire.counters().add(loss_count(&reason), 1);
         self.wire.counters().add(Count::BytesUnsent, self.lock().unsent() as u64);
@@ -477,6 +513,7 @@ impl ThreadConnection {
         state.lost = true;
         let (set_while_told, mail) = (std::mem::take(&mut state.timers), std::mem::take(&mut state.mail));
         drop(state);
+        tell_filters_lost(filters, &reason);
         for key in timers.into_iter().chain(set_while_told) {
             // The lock is let go before the call is dropped: what it captured may run any code.
             let call = self.shared.reactor.core.timers().remove(key);

@@ -16,7 +16,7 @@ use std::{
 
 use ringspun::{
     ClientFactory, ConnId, ConnectError, Connector, Count, Cx, Error, Factory, FactoryCx, Peer as Asking,
-    Port, Protocol, Reactor, ReactorHandle, Reason, Transport,
+    Port, Protocol, Reactor, ReactorHandle, Reason, Transport, policies::Policies,
 };
 
 use crate::peers::{LIMIT, Peer};
@@ -358,6 +358,13 @@ impl<const H: bool> Script<H> {
     pub(crate) fn serve(self, reactor: Reactor) -> Server {
         let journal = self.journal.clone();
         let port = reactor.listen_tcp(("127.0.0.1", 0), self).unwrap();
+        Server { journal, port, control: Mutex::default(), running: Running::start(reactor) }
+    }
+
+    /// The same, with these policies.
+    pub(crate) fn serve_behind(self, policies: &Policies, reactor: Reactor) -> Server {
+        let journal = self.journal.clone();
+        let port = reactor.listen_tcp(("127.0.0.1", 0), policies.wrap(self)).unwrap();
         Server { journal, port, control: Mutex::default(), running: Running::start(reactor) }
     }
 }

@@ -18,6 +18,8 @@ mod listening;
 mod page;
 mod pausing;
 mod peers;
+mod policies;
+mod policing;
 mod producing;
 mod reactor;
 mod reconnecting;

@@ -1,4 +1,4 @@
-//! What the kernel may do to a process that serves: interrupt it, fork it, deny it io_uring or threads (E9-E12, L4).
+//! What the kernel may do to a process that serves: interrupt it, fork it, deny it io_uring or threads (E9-E12, L4, A2).
 
 use std::{
     process::Command,
@@ -17,7 +17,10 @@ use nix::{
     },
     unistd::{Pid, gettid},
 };
-use ringspun::{Backend, Count, Error, Reactor};
+use ringspun::{
+    Backend, Count, Error, Reactor,
+    policies::{LimitTotalConnections, Policies},
+};
 
 use crate::{
     child::{Role, in_child, role_with},
@@ -33,6 +36,7 @@ on_every_backend!(
     e10_a_forked_child_that_stays_is_not_in_the_way,
     e10_a_program_started_from_a_callback_inherits_nothing,
     l4_out_of_threads_peers_are_turned_away_and_the_others_served,
+    a2_out_of_threads_no_place_is_lost,
 );
 
 fn e9_a_storm_of_signals_loses_nothing(setup: &Setup) {
@@ -185,6 +189,29 @@ fn l4_out_of_threads_peers_are_turned_away_and_the_others_served(setup: &Setup) 
         assert_eq!(server.count(Count::RefusedThreads), refused as u64);
         assert_eq!(logged("could not accept a connection"), said, "it is logged once");
         assert_eq!(logged("raise `ulimit -u`"), said, "with what to do about it");
+        made.ask(b"alive?", b"alive?");
+    });
+}
+
+fn a2_out_of_threads_no_place_is_lost(setup: &Setup) {
+    in_child(setup.test, || {
+        let limit = LimitTotalConnections::new(2);
+        let server = Script::echo().serve_behind(&Policies::new().accept(limit.clone()), setup.reactor());
+        let mut made = server.dial_made(0);
+        raw::deny_threads();
+        for _ in 0..3 {
+            let mut peer = server.dial();
+            if setup.is_threads() {
+                peer.expect_fin();
+            } else {
+                peer.ask(b"me too?", b"me too?");
+            }
+            drop(peer);
+            while limit.count() > 1 {
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+        assert_eq!(server.count(Count::RefusedByPolicy), 0);
         made.ask(b"alive?", b"alive?");
     });
 }
