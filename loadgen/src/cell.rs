@@ -10,23 +10,27 @@ use crate::{
     cli::Settings,
     control::{Mark, ServerStats},
     crowd::Crowd,
-    engine::{self, Close, Counted, Dialogue, Load, Watcher, open_loop::Pace},
+    engine::{self, Close, Counted, DatagramCounts, Dialogue, Load, Watcher, open_loop::Pace},
     error::{Error, Exit},
     http,
     interrupt::Interrupt,
     layout::{Allowed, Layout},
-    measure::{CpuClock, CpuTicks, Memory, TcpTrouble},
+    measure::{self, CpuClock, CpuTicks, Memory, TcpTrouble},
     mode::{Manner, Mode},
     pinning::Cpus,
     point::Point,
     result::{Cell, Costs, Counts, Idle, Latency, Paced},
     serve::{Service, Way},
     spec::{Remote, Row},
+    target::{Target, Transport},
     validity,
 };
 
 /// The share of idle connections that must show at the end that they live.
 const PINGED: f64 = 0.01;
+
+/// What an HTTP server is called that has neither a name nor an address.
+const UNIX_HOST: &str = "localhost";
 
 /// Which cell of the plan this is.
 #[derive(Clone, Debug)]
@@ -73,7 +77,7 @@ fn measure_child(
     let crowd = (layout.clients > 1).then(|| Crowd::start(layout.clients)).transpose()?;
     let clients = crowd.as_ref().map(Crowd::pids).unwrap_or_default();
     (cell.server, cell.client_processes) = (Some(server.identity.clone()), layout.clients);
-    let target = SocketAddr::from(([127, 0, 0, 1], server.port));
+    let target = server.target.clone();
     let (clock, pid) = (CpuClock::of(server.pid()), server.pid());
     let hired = matches!(row, Row::Hired(_));
     let before = settings.is_idle().then(|| Memory::read(Some(pid), &clients));
@@ -106,7 +110,7 @@ fn measure_child(
 fn measure_remote(
     settings: &Settings,
     place: &Place,
-    target: SocketAddr,
+    target: Target,
     (cpus, interrupt): (Cpus, &Interrupt),
     cell: &mut Cell,
 ) -> Result<(), Error> {
@@ -116,8 +120,9 @@ fn measure_remote(
     counted.error.map_or(Ok(()), Err)
 }
 
-fn load(settings: &Settings, place: &Place, target: SocketAddr) -> Result<Load, Error> {
+fn load(settings: &Settings, place: &Place, target: Target) -> Result<Load, Error> {
     let Manner { close, think, ramp, client, burst, .. } = settings.manner;
+    let dialogue = dialogue(settings, &settings.rows[place.row], &target)?;
     Ok(Load {
         target,
         connections: place.point.connections,
@@ -132,7 +137,7 @@ fn load(settings: &Settings, place: &Place, target: SocketAddr) -> Result<Load, 
         warmup: settings.warmup,
         duration: settings.duration,
         think,
-        dialogue: dialogue(settings, &settings.rows[place.row], target)?,
+        dialogue,
         churn: close,
         pacing: settings.pacing(&place.point),
         idle: settings.is_idle().then_some(PINGED),
@@ -146,29 +151,39 @@ fn load(settings: &Settings, place: &Place, target: SocketAddr) -> Result<Load, 
 fn service(settings: &Settings, place: &Place) -> Service {
     let way = if settings.manner.mode == Mode::Push { Way::Push } else { Way::Echo };
     let closes = settings.manner.close == Some(Close::Server);
-    Service { way, close_after: if closes { place.point.size.largest() } else { 0 } }
+    let close_after = if closes { place.point.size.largest() } else { 0 };
+    Service { way, close_after, transport: settings.manner.transport }
 }
 
-fn dialogue(settings: &Settings, row: &Row, target: SocketAddr) -> Result<Dialogue, Error> {
+fn dialogue(settings: &Settings, row: &Row, target: &Target) -> Result<Dialogue, Error> {
     let Some(path) = &settings.manner.http else {
         let push = settings.manner.mode == Mode::Push;
         return Ok(if push { Dialogue::Push } else { Dialogue::Echo });
     };
-    let authority = match row {
-        Row::Remote(remote) => remote.authority.clone(),
-        _ => target.to_string(),
+    let authority = match (row, target) {
+        (_, Target::Unix(_)) => UNIX_HOST.into(),
+        (Row::Remote(remote), _) => remote.authority.clone(),
+        (_, Target::Tcp(address) | Target::Udp(address)) => address.to_string(),
     };
     let close = settings.manner.close == Some(Close::Server);
     http::Request::get(&authority, path, close).map(Dialogue::Http).map_err(Error::usage)
 }
 
-fn resolve(remote: &Remote, timeout: Duration) -> Result<SocketAddr, Error> {
+fn resolve(remote: &Remote, timeout: Duration) -> Result<Target, Error> {
+    match remote.transport {
+        Transport::Unix => remote.authority.parse().map(Target::Unix).map_err(Error::usage),
+        transport => resolve_name(remote, timeout).map(|address| Target::by_ip(transport, address)),
+    }
+}
+
+fn resolve_name(remote: &Remote, timeout: Duration) -> Result<SocketAddr, Error> {
     let wrong = |cause: String| Error::machine(format!("the host does not resolve: {cause}; check the name"));
     let addresses = remote.authority.to_socket_addrs().map_err(|error| wrong(error.to_string()))?;
     let addresses: Vec<SocketAddr> = addresses.collect();
     match addresses.as_slice() {
         [] => Err(wrong("it has no address".into())),
         [only] => Ok(*only),
+        [first, ..] if remote.transport == Transport::Udp => Ok(*first),
         // A name such as localhost has addresses of two families, and often one of them answers.
         [first, ..] => {
             let answers = |address: &&SocketAddr| TcpStream::connect_timeout(address, timeout).is_ok();
@@ -213,6 +228,8 @@ struct Reading {
     server: Option<Duration>,
     ticks: Option<CpuTicks>,
     tcp: Option<TcpTrouble>,
+    /// Datagrams that the kernel had no room for.
+    udp: Option<u64>,
 }
 
 /// Reads the clocks when the window opens and closes.
@@ -262,6 +279,7 @@ impl<'a> Meter<'a> {
             server: self.clock.as_ref().and_then(CpuClock::read),
             ticks: CpuTicks::read(self.cpus),
             tcp: TcpTrouble::read(),
+            udp: measure::dropped_datagrams(),
         }
     }
 }
@@ -312,11 +330,20 @@ fn fill(cell: &mut Cell, settings: &Settings, counted: &Counted, readings: Optio
     cell.response = counted.response;
     cell.series.clone_from(&counted.series);
     cell.errors.clone_from(&counted.failures);
+    cell.datagrams = counted.datagrams;
     if let Some((opened, closed)) = readings {
         let opened_at = opened.at.duration_since(UNIX_EPOCH).ok();
         cell.window_opened_unix_seconds = opened_at.map(|at| at.as_secs_f64());
         fill_cpu(settings, cell, opened, closed);
-        cell.tcp = opened.tcp.zip(closed.tcp).map(|(opened, closed)| closed.since(opened));
+        let tcp = opened.tcp.zip(closed.tcp).filter(|_| settings.manner.transport == Transport::Tcp);
+        cell.tcp = tcp.map(|(opened, closed)| closed.since(opened));
+        cell.datagrams = counted.datagrams.map(|counted| DatagramCounts {
+            dropped_by_kernel: opened
+                .udp
+                .zip(closed.udp)
+                .map(|(opened, closed)| closed.saturating_sub(opened)),
+            ..counted
+        });
     }
     if counted.error.is_none() {
         cell.checks = validity::of_client(settings, cell);

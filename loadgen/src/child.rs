@@ -20,6 +20,7 @@ use crate::{
     error::Error,
     serve::Service,
     spec::{Kind, Row, Spec},
+    target::Target,
 };
 
 /// This program's own file, also when another one has taken its name meanwhile.
@@ -42,7 +43,7 @@ pub(crate) struct Server {
     last_words: Option<String>,
     reports: Receiver<Report>,
     pub(crate) identity: Identity,
-    pub(crate) port: u16,
+    pub(crate) target: Target,
 }
 
 impl Server {
@@ -55,9 +56,9 @@ impl Server {
         cpu: Option<usize>,
     ) -> Result<Self, Error> {
         let mut process = Process::new(OWN_PROGRAM);
-        process.arg0("loadgen").args(["serve", "--control", "--port", "0"]);
+        process.arg0("loadgen").args(["serve", "--control"]);
         match row {
-            Row::Hired(hired) => process.args(["--command", &hired.to_string()]),
+            Row::Hired(hired) => process.args(["--port", "0", "--command", &hired.to_string()]),
             row => process.args(["--backend", &row.to_string()]).args(service.flags()),
         };
         if reactors > 1 {
@@ -83,9 +84,10 @@ impl Server {
             why: String::new(),
             pid: 0,
         };
+        let nowhere = Target::Tcp(([127, 0, 0, 1], 0).into());
         let hired = matches!(row, Row::Hired(_));
         let mut server =
-            Self { child, commands, hired, last_words: None, reports, identity: unknown, port: 0 };
+            Self { child, commands, hired, last_words: None, reports, identity: unknown, target: nowhere };
         server.await_ready(row)?;
         if let Row::Backend(spec) = row {
             check_identity(*spec, reactors, server.pid(), &server.identity)?;
@@ -157,8 +159,8 @@ impl Server {
 
     fn await_ready(&mut self, row: &Row) -> Result<(), Error> {
         match self.reports.recv_timeout(START) {
-            Ok(Report::Ready { identity, port }) => {
-                (self.identity, self.port) = (identity, port);
+            Ok(Report::Ready { identity, target }) => {
+                (self.identity, self.target) = (identity, target);
                 Ok(())
             }
             Ok(Report::Failed { message }) => Err(Error::machine(message)),

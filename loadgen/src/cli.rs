@@ -1,6 +1,10 @@
 //! The command line.
 
-use std::{net::IpAddr, path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -22,9 +26,10 @@ use crate::{
     selftest::SelftestArgs,
     serve::{Service, Way},
     slo::Objective,
-    spec::{Hired, Kind, Remote, Row, Spec},
+    spec::{Hired, Kind, Remote, Row, Spec, TARGETS},
     stats,
     sweep::SweepArgs,
+    target::{Target, Transport, UnixName},
     units,
     verdict::{self, Metric},
 };
@@ -51,6 +56,14 @@ const USUAL: Length = (Duration::from_secs(5), Duration::from_secs(1));
 const QUICK: Length = (Duration::from_millis(100), Duration::from_millis(50));
 /// Of searches and sweeps, which have many windows.
 pub(crate) const SHORT: Length = (Duration::from_secs(1), Duration::from_millis(200));
+
+/// How long a reply may take, and how long a datagram's.
+const TIMEOUT: Duration = Duration::from_secs(30);
+const LOST: Duration = Duration::from_millis(200);
+
+/// Where a server listens unless it is told.
+const HOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+const PORT: u16 = 8000;
 
 /// More rounds would only make the exact distribution slow to compute.
 pub(crate) const ROUNDS_MAX: usize = 200;
@@ -122,7 +135,8 @@ pub(crate) struct CompareArgs {
 #[derive(Debug, Args)]
 #[command(after_long_help = EXIT_CODES, args_override_self = true)]
 pub(crate) struct RunArgs {
-    /// Server to measure, as tcp://host:port, which must echo every byte, or http://host:port/path
+    /// Server to measure, as tcp://host:port, unix:/path or unix:@name, which must echo every byte,
+    /// udp://host:port, which must echo every datagram, or http://host:port/path
     #[arg(value_name = "TARGET", required_unless_present_any = ["backend", "server"], conflicts_with_all = ["backend", "server"])]
     target: Option<Remote>,
     /// Backend to measure instead, in a fresh server child
@@ -200,9 +214,10 @@ pub(crate) struct LoadArgs {
     /// Seed of the payloads and of the order of rounds
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// How long a connection or a reply may take before it is an error
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = units::duration)]
-    timeout: Duration,
+    /// How long a connection or a reply may take before it is an error; over UDP, before it counts as lost
+    /// [default: 30s, UDP: 200ms]
+    #[arg(long, value_name = "TIME", value_parser = units::duration)]
+    timeout: Option<Duration>,
     /// CPUs of server and client, as `0,1`; `off`; or `auto`: the first two allowed, if there are two
     #[arg(long, value_name = "CPUS", default_value = "auto")]
     pin: Pinning,
@@ -240,12 +255,18 @@ pub(crate) struct ServeArgs {
     /// Backend, as for compare; or auto
     #[arg(long, value_name = "BACKEND", default_value = "auto")]
     pub(crate) backend: Spec,
-    /// Address to listen on
-    #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
-    pub(crate) host: IpAddr,
-    /// Port to listen on; 0 lets the kernel choose
-    #[arg(long, value_name = "PORT", default_value_t = 8000)]
-    pub(crate) port: u16,
+    /// Over what clients come
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) transport: Transport,
+    /// Address to listen on, over tcp and udp [default: 127.0.0.1]
+    #[arg(long, value_name = "IP")]
+    host: Option<IpAddr>,
+    /// Port to listen on, over tcp and udp; 0 lets the kernel choose [default: 8000]
+    #[arg(long, value_name = "PORT")]
+    port: Option<u16>,
+    /// Name to listen on, over unix: a path, or @name for an abstract one [default: an abstract one of its own]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["host", "port"])]
+    path: Option<UnixName>,
     /// CPU to run on
     #[arg(long, value_name = "N")]
     pub(crate) cpu: Option<usize>,
@@ -273,9 +294,28 @@ pub(crate) struct ServeArgs {
 }
 
 impl ServeArgs {
+    /// Host and port, as far as they were said.
+    pub(crate) fn address(&self) -> SocketAddr {
+        SocketAddr::new(self.host.unwrap_or(HOST), self.port.unwrap_or(PORT))
+    }
+
+    /// Where to listen. A port may be 0.
+    pub(crate) fn target(&self) -> Result<Target, Error> {
+        match (self.transport, &self.path) {
+            (Transport::Unix, _) if self.host.or_else(|| self.port.map(|_| HOST)).is_some() => {
+                Err(Error::usage("a Unix socket has no host and no port: leave out --host and --port"))
+            }
+            (Transport::Unix, Some(name)) => Ok(Target::Unix(name.clone())),
+            (Transport::Unix, None) => own_name().parse().map(Target::Unix).map_err(Error::internal),
+            (_, Some(_)) => Err(Error::usage("--path names a Unix socket: add --transport unix")),
+            (transport, None) => Ok(Target::by_ip(transport, self.address())),
+        }
+    }
+
     /// What the server is to do, if it can.
     pub(crate) fn service(&self) -> Result<Service, Error> {
-        let service = Service { way: self.way, close_after: self.close_after.unwrap_or(0) };
+        let service =
+            Service { way: self.way, close_after: self.close_after.unwrap_or(0), transport: self.transport };
         let spins = self.spin_per_message.is_some();
         if self.command.is_some() && (spins || service != Service::default()) {
             return Err(Error::usage(
@@ -299,6 +339,9 @@ impl ServeArgs {
             () if self.reactors == 1 => return Ok(()),
             () if self.command.is_some() => "--command has whatever threads its program makes",
             () if !on_a_loop => "only io_uring and epoll have --reactors; choose one of them as --backend",
+            () if self.transport != Transport::Tcp => {
+                "only a port of TCP is shared by several reactors here: leave out --reactors"
+            }
             () if service.way == Way::Push => {
                 "--as push sends to all connections of one reactor: leave out --reactors"
             }
@@ -459,9 +502,7 @@ impl RunArgs {
             (_, Some(spec), _) => Row::Backend(spec),
             (.., Some(hired)) => Row::Hired(hired),
             _ => {
-                return Err(Error::usage(
-                    "run needs a target: tcp://host:port, http://host:port/path, --backend or --server",
-                ));
+                return Err(Error::usage(format!("run needs --backend, --server or a target: {TARGETS}")));
             }
         };
         self.load.settings("run", vec![row], USUAL, self.points.into())
@@ -479,6 +520,8 @@ impl LoadArgs {
         let (duration, warmup) = length;
         let manner = self.mode.settle(&rows, command == "idle")?;
         let points = axes.points(&manner)?;
+        let usual = if manner.transport == Transport::Udp { LOST } else { TIMEOUT };
+        let timeout = self.timeout.unwrap_or(usual);
         // A search makes open loops of them.
         let paced = points.iter().any(|point| point.rate.is_some()) || command == "search";
         if !paced && (self.arrival.is_some() || self.pace.is_some()) {
@@ -511,7 +554,7 @@ impl LoadArgs {
             manner,
             client_stall: None,
             seed: self.seed,
-            timeout: self.timeout,
+            timeout,
             pin: self.pin,
             verify: self.verify,
             strict: self.strict,
@@ -520,6 +563,12 @@ impl LoadArgs {
             exports: self.exports,
         })
     }
+}
+
+/// A name that no other process of this machine takes.
+fn own_name() -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    format!("@loadgen-{}-{}", std::process::id(), now.as_nanos())
 }
 
 fn close_after(text: &str) -> Result<usize, String> {

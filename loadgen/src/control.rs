@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, io};
 
 use serde::{Deserialize, Serialize};
 
-use crate::measure;
+use crate::{measure, target::Target};
 
 /// When a server's counters were read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,7 +30,7 @@ pub(crate) enum Report {
     /// The server listens.
     Ready {
         identity: Identity,
-        port: u16,
+        target: Target,
     },
     /// The server cannot do what was asked.
     Failed {

@@ -41,6 +41,7 @@ mod spec;
 mod stats;
 mod summary;
 mod sweep;
+mod target;
 mod units;
 mod validity;
 mod verdict;

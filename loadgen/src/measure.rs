@@ -170,6 +170,15 @@ impl TcpTrouble {
     }
 }
 
+/// Datagrams that found no room in a socket's receive queue, in this network namespace.
+pub(crate) fn dropped_datagrams() -> Option<u64> {
+    let snmp = fs::read_to_string("/proc/self/net/snmp").ok()?;
+    let snmp6 = fs::read_to_string("/proc/self/net/snmp6").unwrap_or_default();
+    let by_ipv6 = snmp6.lines().find_map(|line| line.strip_prefix("Udp6RcvbufErrors"));
+    let by_ipv6 = by_ipv6.and_then(|count| count.trim().parse::<u64>().ok()).unwrap_or(0);
+    Some(named(&snmp, "Udp:", "RcvbufErrors")? + by_ipv6)
+}
+
 /// A counter among lines of names, each followed by a line of values.
 fn named(text: &str, group: &str, name: &str) -> Option<u64> {
     let mut lines = text.lines().filter(|line| line.starts_with(group));
@@ -265,6 +274,7 @@ mod tests {
         assert_eq!(read, wanted);
         assert_eq!(read.since(wanted), TcpTrouble::default());
         assert!(TcpTrouble::read().is_some(), "this kernel has them");
+        assert!(dropped_datagrams().is_some(), "and these");
     }
 
     #[test]

@@ -102,6 +102,8 @@ pub(crate) enum Finding {
     OutOfOrder { sequence: u64 },
     /// Bytes that were never sent.
     Corrupted { offset: usize, expected: u8, got: u8 },
+    /// A reply of another length than its request, where replies have ends of their own.
+    Resized { expected: usize, got: usize },
     /// Bytes that answer nothing.
     Unsolicited { bytes: usize },
 }
@@ -114,6 +116,7 @@ impl Finding {
             Self::Repeated { .. } => "repeated_reply",
             Self::OutOfOrder { .. } => "out_of_order_reply",
             Self::Corrupted { .. } => "corrupted_reply",
+            Self::Resized { .. } => "resized_reply",
             Self::Unsolicited { .. } => "unsolicited_bytes",
         }
     }
@@ -139,6 +142,10 @@ impl fmt::Display for Finding {
                 f,
                 "reply corrupted at byte {offset}: expected 0x{expected:02x}, got 0x{got:02x}; \
                  the server must echo every byte unchanged"
+            ),
+            Self::Resized { expected, got } => write!(
+                f,
+                "a reply of {got} bytes came to a request of {expected}; the server must send back each datagram whole"
             ),
             Self::Unsolicited { bytes } => write!(
                 f,
@@ -168,6 +175,12 @@ pub(crate) fn diagnose(connection: u32, due: u64, expected: &[u8], got: &[u8]) -
         expected: expected[offset],
         got: got[offset],
     })
+}
+
+/// The connection and sequence that a message's header names, whatever the rest of it.
+pub(crate) fn header(got: &[u8]) -> Option<(u32, u64)> {
+    let header = got.get(..HEADER_BYTES).filter(|header| header[0..4] == MAGIC)?;
+    Some((u32_at(header, 4), u64_at(header, 8)))
 }
 
 /// The connection and sequence of a whole message whose checksum holds.

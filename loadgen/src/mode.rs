@@ -10,6 +10,7 @@ use crate::{
     http, machine,
     point::{Point, Sizes},
     spec::Row,
+    target::Transport,
     units,
 };
 
@@ -44,6 +45,8 @@ pub(crate) const PIPELINE_MAX: usize = 1024;
 
 /// About what a GET has beside its path.
 const HTTP_BYTES: usize = 64;
+/// What an IPv4 packet has room for.
+pub(crate) const DATAGRAM_BYTES_MAX: usize = 65_507;
 /// A longer pause outlasts the window.
 const THINK_MAX: Duration = Duration::from_secs(3600);
 
@@ -52,6 +55,10 @@ pub(crate) struct ModeArgs {
     /// What connections are for
     #[arg(long, value_enum, default_value_t = Mode::Rr)]
     mode: Mode,
+    /// Over what loadgen's own servers and the client talk; over udp requests and replies are datagrams, and those
+    /// that are lost are counted [default: tcp, or what the target says]
+    #[arg(long, value_enum)]
+    transport: Option<Transport>,
     /// How --mode churn ends connections [default: fin]
     #[arg(long, value_enum)]
     close: Option<Close>,
@@ -77,6 +84,7 @@ pub(crate) struct ModeArgs {
 #[derive(Clone, Debug)]
 pub(crate) struct Manner {
     pub(crate) mode: Mode,
+    pub(crate) transport: Transport,
     /// With churn only.
     pub(crate) close: Option<Close>,
     pub(crate) think: Duration,
@@ -91,10 +99,14 @@ pub(crate) struct Manner {
 impl ModeArgs {
     /// `idle` is another command, and knows neither requests nor their pauses.
     pub(crate) fn settle(self, rows: &[Row], idle: bool) -> Result<Manner, Error> {
-        let from_target = rows.iter().find_map(|row| match row {
-            Row::Remote(remote) => remote.path.clone(),
+        let target = rows.iter().find_map(|row| match row {
+            Row::Remote(remote) => Some(remote),
             _ => None,
         });
+        if target.is_some() && self.transport.is_some() {
+            return Err(Error::usage("the target says over what it is reached: leave out --transport"));
+        }
+        let from_target = target.and_then(|remote| remote.path.clone());
         if from_target.is_some() && self.http.is_some() {
             return Err(Error::usage("the path is in the target: leave out --http"));
         }
@@ -109,6 +121,7 @@ impl ModeArgs {
         let close = (self.mode == Mode::Churn).then(|| self.close.unwrap_or(Close::Fin));
         let manner = Manner {
             mode: if idle { Mode::Idle } else { self.mode },
+            transport: target.map(|remote| remote.transport).or(self.transport).unwrap_or_default(),
             close,
             think: self.think,
             ramp: self.ramp,
@@ -119,6 +132,7 @@ impl ModeArgs {
         if let Some(path) = &manner.http {
             http::Request::get("localhost", path, false).map_err(Error::usage)?;
         }
+        manner.check_transport()?;
         rows.iter().try_for_each(|row| manner.suits(row))?;
         Ok(manner)
     }
@@ -129,7 +143,8 @@ impl Manner {
     #[cfg(test)]
     pub(crate) fn plain() -> Self {
         let (think, ramp) = (Duration::ZERO, Duration::ZERO);
-        Self { mode: Mode::Rr, close: None, think, ramp, http: None, client: Client::IoUring, burst: None }
+        let (transport, client) = (Transport::Tcp, Client::IoUring);
+        Self { mode: Mode::Rr, transport, close: None, think, ramp, http: None, client, burst: None }
     }
 
     pub(crate) fn name(&self) -> &'static str {
@@ -150,8 +165,35 @@ impl Manner {
         }
     }
 
+    /// What a transport does not have.
+    fn check_transport(&self) -> Result<(), Error> {
+        let datagrams = self.transport == Transport::Udp;
+        let contradictions = [
+            (
+                self.transport == Transport::Unix && self.close == Some(Close::Rst),
+                "a Unix socket has no RST: --close fin or server",
+            ),
+            (
+                datagrams && self.mode != Mode::Rr,
+                "UDP has no streams and no connections to open or to hold: over it there is only --mode rr",
+            ),
+            (datagrams && self.http.is_some(), "HTTP/1.1 needs a stream: leave out one of --http and UDP"),
+            (datagrams && !self.ramp.is_zero(), "UDP has no connections to be made: leave out --ramp"),
+        ];
+        match contradictions.iter().find(|(contradicts, _)| *contradicts) {
+            Some((_, text)) => Err(Error::usage(*text)),
+            None => Ok(()),
+        }
+    }
+
     /// Whether a row can serve this.
     fn suits(&self, row: &Row) -> Result<(), Error> {
+        if matches!(row, Row::Hired(_)) && self.transport != Transport::Tcp {
+            return Err(Error::usage(format!(
+                "--server is given a port of TCP; start {row} yourself, and name it as {}",
+                if self.transport == Transport::Unix { "unix:/path" } else { "udp://host:port" }
+            )));
+        }
         let Row::Backend(spec) = row else { return Ok(()) };
         if self.http.is_some() {
             return Err(Error::usage(format!(
@@ -200,6 +242,10 @@ impl Manner {
             (
                 self.mode == Mode::Push && self.http.is_some(),
                 "HTTP has no push: leave out one of --mode push and --http",
+            ),
+            (
+                self.transport == Transport::Udp && point.size.largest() > DATAGRAM_BYTES_MAX,
+                "the largest datagram has 65507 bytes: use a smaller -s",
             ),
             (
                 self.close == Some(Close::Server) && self.http.is_none() && point.size.only().is_none(),

@@ -10,7 +10,7 @@ use crate::{
     cell::Place,
     cli::Settings,
     control::Identity,
-    engine::{Failure, open_loop::PacedCounts},
+    engine::{DatagramCounts, Failure, open_loop::PacedCounts},
     error::Error,
     histogram, http,
     machine::{Git, Machine},
@@ -20,6 +20,7 @@ use crate::{
     point::Point,
     slo::{Measured, Objective},
     stats::Estimate,
+    target::Transport,
     verdict::{Metric, Verdict},
 };
 
@@ -76,6 +77,9 @@ impl Document {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Recorded {
     pub(crate) mode: String,
+    /// tcp, unix or udp.
+    #[serde(default = "tcp")]
+    pub(crate) transport: String,
     #[serde(default)]
     /// How connections end; null unless they come and go.
     pub(crate) close: Option<String>,
@@ -121,6 +125,7 @@ impl Recorded {
     pub(crate) fn of(settings: &Settings, cpus: Cpus) -> Self {
         Self {
             mode: settings.manner.name().into(),
+            transport: settings.manner.transport.name().into(),
             close: settings.manner.close.and_then(word),
             http: settings.manner.http.clone(),
             think_seconds: settings.manner.think.as_secs_f64(),
@@ -146,7 +151,7 @@ impl Recorded {
             burst: settings.manner.burst,
             server_cpu: cpus.server,
             client_cpu: cpus.client,
-            tcp_nodelay: true,
+            tcp_nodelay: settings.manner.transport == Transport::Tcp,
         }
     }
 
@@ -246,6 +251,9 @@ pub(crate) struct Cell {
     #[serde(default)]
     pub(crate) series: Vec<u64>,
     pub(crate) costs: Costs,
+    /// What became of the datagrams; null over TCP and Unix sockets.
+    #[serde(default)]
+    pub(crate) datagrams: Option<DatagramCounts>,
     /// What the kernel's TCP had to repair within the window; null if it does not tell.
     pub(crate) tcp: Option<TcpTrouble>,
     pub(crate) errors: Vec<Failure>,
@@ -276,6 +284,7 @@ impl Cell {
             idle: None,
             series: Vec::new(),
             costs: Costs::default(),
+            datagrams: None,
             tcp: None,
             errors: Vec::new(),
             checks: Vec::new(),
@@ -490,6 +499,11 @@ pub(crate) struct Comparison {
 
 fn one() -> usize {
     1
+}
+
+/// What results of before were measured over.
+fn tcp() -> String {
+    Transport::Tcp.name().into()
 }
 
 fn yes() -> bool {

@@ -1,6 +1,7 @@
 //! What is said of a document: the verdict, how it was verified, and whether it is valid.
 
 use crate::{
+    engine::DatagramCounts,
     point::{Distinction, Point},
     result::{Cell, Comparison, Document, Recorded},
     summary::{CLIENT_BOUND, RATE_KEPT, failed},
@@ -136,11 +137,25 @@ pub(crate) fn verified(settings: &Recorded, cells: &[Cell]) -> String {
         "header" => "their headers compared, not their payloads, as --verify header says",
         _ => "counted, not compared, as --verify off says",
     };
+    // A datagram may be lost, which is counted and no failure.
+    if let Some(lost) = lost(cells) {
+        let wrong = if wrong == 0 { "none wrong".into() } else { format!("failures: {}", grouped(wrong)) };
+        return format!("{replies} replies, {how}; {wrong}, {}.", lost);
+    }
     match wrong {
         0 if verify == "off" => format!("{replies} replies, {how}; none missing."),
         0 => format!("{replies} replies, {how}; none wrong or missing."),
         wrong => format!("{replies} replies, {how}; failures: {}.", grouped(wrong)),
     }
+}
+
+/// How many datagrams were lost, if there were any to lose.
+fn lost(cells: &[Cell]) -> Option<String> {
+    let counts: Vec<DatagramCounts> = cells.iter().filter_map(|cell| cell.datagrams).collect();
+    let sum = |pick: fn(&DatagramCounts) -> u64| counts.iter().map(pick).sum::<u64>();
+    let (sent, lost, late) = (sum(|one| one.sent), sum(|one| one.lost), sum(|one| one.late));
+    let late = if late > 0 { format!(", {} of which came late", grouped(late)) } else { String::new() };
+    (!counts.is_empty()).then(|| format!("{} of {} requests lost{late}", grouped(lost), grouped(sent)))
 }
 
 /// Places of the plan whose cell and repetition both failed a check.

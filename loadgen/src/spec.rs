@@ -2,6 +2,8 @@
 
 use std::{fmt, str::FromStr};
 
+use crate::target::{Transport, UnixName};
+
 /// A backend of the library, or an opponent of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -120,24 +122,36 @@ impl fmt::Display for Spec {
     }
 }
 
-/// A running server's address, as `tcp://host:port` or `http://host:port/path` spells it.
+/// A running server's address, as `tcp://host:port`, `udp://host:port`, `unix:/path` or `http://host:port/path` spells
+/// it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Remote {
+    pub(crate) transport: Transport,
+    /// Host and port, or the name of a Unix socket.
     pub(crate) authority: String,
     /// What to get there, if it speaks HTTP.
     pub(crate) path: Option<String>,
 }
 
+/// How targets are written.
+pub(crate) const TARGETS: &str =
+    "tcp://host:port, unix:/path, unix:@name, udp://host:port or http://host:port/path";
+
 impl FromStr for Remote {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("'{text}' is no target; write it as tcp://host:port or http://host:port/path");
-        let (authority, path) = match text.split_once("://").ok_or_else(wrong)? {
-            ("tcp", authority) => (authority, None),
+        let wrong = || format!("'{text}' is no target; write it as {TARGETS}");
+        if let Some(name) = text.strip_prefix("unix:") {
+            let name: UnixName = name.strip_prefix("//").unwrap_or(name).parse()?;
+            return Ok(Self { transport: Transport::Unix, authority: name.into(), path: None });
+        }
+        let (transport, authority, path) = match text.split_once("://").ok_or_else(wrong)? {
+            ("tcp", authority) => (Transport::Tcp, authority, None),
+            ("udp", authority) => (Transport::Udp, authority, None),
             ("http", rest) => {
                 let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
-                (authority, Some(format!("/{path}")))
+                (Transport::Tcp, authority, Some(format!("/{path}")))
             }
             _ => return Err(wrong()),
         };
@@ -145,15 +159,17 @@ impl FromStr for Remote {
         if host.is_empty() || !port.parse::<u16>().is_ok_and(|port| port > 0) {
             return Err(wrong());
         }
-        Ok(Self { authority: authority.into(), path })
+        Ok(Self { transport, authority: authority.into(), path })
     }
 }
 
 impl fmt::Display for Remote {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.path {
-            None => write!(f, "tcp://{}", self.authority),
-            Some(path) => write!(f, "http://{}{path}", self.authority),
+        let Self { transport, authority, path } = self;
+        match (path, transport) {
+            (Some(path), _) => write!(f, "http://{authority}{path}"),
+            (None, Transport::Unix) => write!(f, "unix:{authority}"),
+            (None, transport) => write!(f, "{}://{authority}", transport.name()),
         }
     }
 }
@@ -272,9 +288,23 @@ mod tests {
         assert_eq!((&*target.authority, target.path.as_deref()), ("[::1]:80", Some("/a?b")));
         let target: Remote = "http://host:80".parse().expect("valid");
         assert_eq!(target.to_string(), "http://host:80/");
-        for text in
-            ["127.0.0.1:80", "tcp://:80", "tcp://host", "tcp://host:0", "tcp://host:http", "https://host:1/"]
-        {
+        for (text, spelled) in [
+            ("unix:/run/x.sock", "unix:/run/x.sock"),
+            ("unix:///run/x.sock", "unix:/run/x.sock"),
+            ("unix:@x:y", "unix:@x:y"),
+            ("udp://[::1]:53", "udp://[::1]:53"),
+        ] {
+            assert_eq!(text.parse::<Remote>().expect(text).to_string(), spelled);
+        }
+        for text in [
+            "127.0.0.1:80",
+            "tcp://:80",
+            "tcp://host",
+            "tcp://host:0",
+            "udp://host:x",
+            "unix:",
+            "https://host:1/",
+        ] {
             assert!(text.parse::<Remote>().is_err(), "{text}");
         }
     }

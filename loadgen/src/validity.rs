@@ -3,6 +3,7 @@
 use crate::{
     cli::Settings,
     control::ServerStats,
+    engine::DatagramCounts,
     layout::DEVIATIONS,
     measure::TcpTrouble,
     mode::{Manner, Mode},
@@ -17,6 +18,8 @@ const DRIFT_MAX: f64 = 0.1;
 const DROPPED_MAX: f64 = 0.01;
 /// How far rate times latency may be from the number of requests under way.
 const LITTLE_MAX: f64 = 0.05;
+/// Above this share of lost datagrams what is measured is the loss.
+const LOST_MAX: f64 = 0.01;
 /// Above this share of stolen time a cell says more about the neighbours than about the server.
 const STOLEN_MAX: f64 = 0.05;
 /// As long as the kernel's clock of stolen time takes for a step.
@@ -64,6 +67,7 @@ pub(crate) fn of_client(settings: &Settings, cell: &Cell) -> Vec<Check> {
         Some(rate) => rate_kept(&settings.manner, cell, rate),
         None => littles_law(&settings.manner, cell),
     });
+    checks.extend(few_lost(cell));
     if let Some(tcp) = cell.tcp {
         let TcpTrouble { retransmitted_segments, dropped_connections, dropped_segments } = tcp;
         let none = tcp == TcpTrouble::default();
@@ -94,6 +98,18 @@ fn steadiness(series: &[u64]) -> Option<Check> {
     Some(Check::noted("steady_rate", change.abs() <= DRIFT_MAX.max(chance), detail))
 }
 
+/// Whether nearly every datagram was answered: of a socket whose request is lost, nothing is heard for a while.
+fn few_lost(cell: &Cell) -> Option<Check> {
+    let DatagramCounts { lost_in_window, late, dropped_by_kernel, .. } = cell.datagrams?;
+    let asked = cell.counts.requests + lost_in_window;
+    let dropped = dropped_by_kernel
+        .map_or_else(String::new, |dropped| format!(", {dropped} datagrams found a full receive queue"));
+    let detail = format!(
+        "{lost_in_window} of {asked} requests had no reply in time ({late} replies came late, in all phases{dropped})"
+    );
+    Some(Check::required("few_datagrams_lost", lost_in_window as f64 <= LOST_MAX * asked as f64, detail))
+}
+
 /// Whether an open loop sent what arrived, and as much was answered: what a slow server leaves behind in a
 /// short window can all be under way on connections that were free.
 fn rate_kept(manner: &Manner, cell: &Cell, rate: u64) -> Option<Check> {
@@ -120,7 +136,9 @@ fn littles_law(manner: &Manner, cell: &Cell) -> Option<Check> {
         return None;
     }
     let (rps, latency) = (cell.rps?, cell.latency.as_ref().filter(|_| !cell.hides_latency())?);
-    let under_way = rps * (latency.mean_us / 1e6 + manner.think.as_secs_f64());
+    // What was lost has its time-out as its latency, and no part in the rate.
+    let lost = cell.datagrams.map_or(0.0, |counts| counts.lost_in_window as f64) / cell.window_seconds;
+    let under_way = (rps + lost) * (latency.mean_us / 1e6 + manner.think.as_secs_f64());
     let asked = (cell.point.connections * cell.point.pipeline) as f64;
     let pausing = if manner.think.is_zero() { "" } else { " or pausing" };
     let detail =
@@ -146,6 +164,16 @@ pub(crate) fn of_server(cell: &Cell, last: Option<&ServerStats>) -> Vec<Check> {
         return vec![stopped];
     };
     let (made, sent) = (cell.counts.connections_made, cell.counts.bytes_sent_all_phases);
+    if let Some(counts) = cell.datagrams {
+        // What is lost may be a request or a reply.
+        let least = sent.saturating_sub(counts.lost * cell.point.size.largest() as u64);
+        let detail = format!(
+            "the server counts {received} bytes, the client sent {sent}, {} of {} requests lost",
+            counts.lost, counts.sent
+        );
+        let agreed = (least..=sent).contains(&received);
+        return vec![stopped, Check::required("server_received_all", agreed, detail)];
+    }
     let mut checks = vec![
         stopped,
         Check::required(

@@ -172,7 +172,7 @@ mod tests {
 
     fn load(connections: usize) -> Load {
         Load {
-            target: ([127, 0, 0, 1], 1).into(),
+            target: crate::target::Target::Tcp(([127, 0, 0, 1], 1).into()),
             connections,
             first: 0,
             sizes: Sizes::one(64),

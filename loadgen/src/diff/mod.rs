@@ -137,6 +137,15 @@ fn diff(old: Loaded, new: Loaded, gates: Vec<Gate>) -> Result<Diff, Error> {
             after.settings.mode
         )));
     }
+    if before.settings.transport != after.settings.transport {
+        return Err(Error::usage(format!(
+            "{} measured over {}, {} over {}; compare runs over one transport",
+            old.path.display(),
+            before.settings.transport,
+            new.path.display(),
+            after.settings.transport
+        )));
+    }
     let changes = changes(before, after);
     if changes.is_empty() {
         let (old, new) = (old.path.display(), new.path.display());

@@ -254,7 +254,7 @@ fn compose(
         return Some(part);
     }
     let (owner, sequence) = (load.number(slot), connection.sequence);
-    let bytes = load.sizes.pick(message::random(load.seed, owner, sequence));
+    let bytes = load.message_bytes(owner, sequence);
     let part = connection.room_for(bytes, memory.len())?;
     message::encode(&mut memory[part.clone()], load.seed, owner, sequence);
     Some(part)

@@ -1,12 +1,12 @@
 //! What went wrong on connections: counted by phase and cause, the first one told in full.
 
-use std::{borrow::Cow, collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::connection::Connection;
-use crate::{error::Error, http::HttpFinding, message::Finding};
+use crate::{error::Error, http::HttpFinding, message::Finding, target::Target};
 
 /// How often one thing went wrong.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,17 +53,40 @@ impl Failures {
         Self { offset, ..Self::default() }
     }
 
-    pub(super) fn connect(&mut self, slot: usize, target: SocketAddr, errno: Errno) {
+    pub(super) fn connect(&mut self, slot: usize, target: &Target, errno: Errno) {
         let remedy = match errno {
-            Errno::ECONNREFUSED => "is a server listening there?",
+            Errno::ENOENT | Errno::ECONNREFUSED => "is a server listening there?",
             Errno::ETIMEDOUT => "is a firewall in between? raise --timeout if the server is only slow",
             Errno::EADDRNOTAVAIL => {
                 "too few local ports; widen net.ipv4.ip_local_port_range with sysctl, or use a smaller -c"
             }
+            Errno::EACCES | Errno::EPERM => "this user needs the right to write to the socket",
+            _ if matches!(target, Target::Unix(_)) => "is that a socket of streams?",
             _ => "check the route to this address",
         };
         let text = format!("{}: cannot connect to {target}: {}; {remedy}", self.named(slot), errno.desc());
         self.add("connect", errno_name(errno), Error::machine(text));
+    }
+
+    /// What came back to a datagram instead of a reply, or why it could not go out.
+    pub(super) fn unreachable(&mut self, phase: &'static str, slot: usize, target: &Target, errno: Errno) {
+        let remedy = match errno {
+            Errno::ECONNREFUSED => "is a server listening there?",
+            Errno::EMSGSIZE => "use a smaller -s",
+            _ => "check the route to this address",
+        };
+        let text = format!("{}: {phase} failed at {target}: {}; {remedy}", self.named(slot), errno.desc());
+        self.add(phase, errno_name(errno), Error::machine(text));
+    }
+
+    /// Not one datagram was answered.
+    pub(super) fn unanswered(&mut self, target: &Target, sent: u64, timeout: Duration) {
+        let text = format!(
+            "none of {sent} datagrams to {target} was answered, each within {}; is a server listening there, and a \
+             firewall in between?",
+            humantime::format_duration(timeout)
+        );
+        self.add("reply", "no_reply".into(), Error::machine(text));
     }
 
     pub(super) fn broken(&mut self, phase: &'static str, slot: usize, state: &State<'_>, errno: Errno) {

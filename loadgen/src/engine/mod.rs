@@ -8,6 +8,7 @@
 
 pub(crate) mod buffers;
 mod connection;
+mod datagrams;
 mod exchange;
 mod failure;
 mod hello;
@@ -23,19 +24,14 @@ mod wire;
 
 use std::{
     collections::VecDeque,
-    net::SocketAddr,
     thread,
     time::{Duration, Instant},
 };
 
 use hdrhistogram::Histogram;
-use nix::{
-    errno::Errno,
-    sys::{prctl, socket::SockaddrStorage},
-};
+use nix::{errno::Errno, sys::prctl};
 use serde::{Deserialize, Serialize};
 
-pub(crate) use self::failure::Failure;
 use self::{
     connection::{Connection, Stage},
     failure::Failures,
@@ -46,7 +42,8 @@ use self::{
     sources::Sources,
     wire::{Event, Plan, Wire},
 };
-use crate::{error::Error, histogram, http, message, message::Verify, point::Sizes};
+pub(crate) use self::{datagrams::DatagramCounts, failure::Failure};
+use crate::{error::Error, histogram, http, message, message::Verify, point::Sizes, target::Target};
 
 /// Connections being made at once: well below the backlog that listeners usually have.
 pub(crate) const CONNECTING_MAX: usize = 128;
@@ -98,7 +95,7 @@ const BURST_BY_CLOCK: usize = 8;
 /// What to do to a server. A share for another process is told only what idle connections need.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Load {
-    pub(crate) target: SocketAddr,
+    pub(crate) target: Target,
     pub(crate) connections: usize,
     /// The number of its first connection, where it is a share of a load that has others before it.
     pub(crate) first: usize,
@@ -140,6 +137,10 @@ impl Load {
     }
 
     fn plan(&self) -> Plan {
+        let burst = self.burst.unwrap_or(if self.pacing.is_some() { BURST_BY_CLOCK } else { usize::MAX });
+        if self.target.is_udp() {
+            return datagrams::plan(self, burst);
+        }
         let room = match &self.dialogue {
             Dialogue::Http(request) => request.bytes().len() * self.pipeline,
             _ => room::bytes_for(self.pipeline, self.sizes.largest()),
@@ -152,8 +153,20 @@ impl Load {
                 _ => self.sizes.largest().saturating_mul(self.pipeline),
             },
             single_receives: self.churn.is_some(),
-            burst: self.burst.unwrap_or(if self.pacing.is_some() { BURST_BY_CLOCK } else { usize::MAX }),
+            burst,
+            datagrams: None,
         }
+    }
+
+    /// The arrivals of an open loop: another sequence of them each round, the same for all rows of a round.
+    fn open_loop(&self, histogram: &Histogram<u64>) -> Option<OpenLoop> {
+        let seed = self.seed ^ (self.round as u64) << 32;
+        self.pacing.map(|pacing| OpenLoop::new(pacing, seed, histogram))
+    }
+
+    /// The size of this connection's request of this sequence.
+    fn message_bytes(&self, connection: u32, sequence: u64) -> usize {
+        self.sizes.pick(message::random(self.seed, connection, sequence))
     }
 
     /// Whether this connection is one that asks.
@@ -207,6 +220,9 @@ pub(crate) struct Counted {
     /// None in a closed loop.
     #[serde(skip)]
     pub(crate) paced: Option<PacedCounts>,
+    /// What became of datagrams; None where there are streams.
+    #[serde(skip)]
+    pub(crate) datagrams: Option<DatagramCounts>,
     /// Requests of each [`SLICE`] of the window.
     pub(crate) series: Vec<u64>,
     pub(crate) failures: Vec<Failure>,
@@ -249,31 +265,37 @@ impl Drop for TimerSlack {
 /// Whether the client can have its ring here; else why not, and what allows it.
 pub(crate) fn probe() -> Result<(), Error> {
     let bytes = message::HEADER_BYTES;
-    let plan = Plan { outgoing_bytes: vec![bytes], incoming_bytes: bytes, single_receives: false, burst: 1 };
-    Ring::new(&plan, SocketAddr::from(([127, 0, 0, 1], 1)).into()).map(drop)
+    let plan = Plan {
+        outgoing_bytes: vec![bytes],
+        incoming_bytes: bytes,
+        single_receives: false,
+        burst: 1,
+        datagrams: None,
+    };
+    Ring::new(&plan, &Target::Tcp(([127, 0, 0, 1], 1).into())).map(drop)
 }
 
 /// Runs the load once, over fresh connections.
 pub(crate) fn run(load: &Load, watcher: &mut impl Watcher) -> Result<Counted, Error> {
-    let (plan, target) = (load.plan(), SockaddrStorage::from(load.target));
-    match load.client {
-        Client::IoUring => run_over(Ring::new(&plan, target)?, load, watcher),
-        Client::Epoll => run_over(Readiness::new(&plan, target)?, load, watcher),
+    let (plan, target) = (load.plan(), &load.target);
+    let _precise = (load.pacing.is_some() || !load.think.is_zero()).then(TimerSlack::least);
+    match (load.client, target.is_udp()) {
+        (Client::IoUring, false) => run_over(Ring::new(&plan, target)?, load, watcher),
+        (Client::Epoll, false) => run_over(Readiness::new(&plan, target)?, load, watcher),
+        (Client::IoUring, true) => datagrams::run_over(Ring::new(&plan, target)?, load, watcher),
+        (Client::Epoll, true) => datagrams::run_over(Readiness::new(&plan, target)?, load, watcher),
     }
 }
 
 fn run_over(wire: impl Wire, load: &Load, watcher: &mut impl Watcher) -> Result<Counted, Error> {
     let counted = Counted::new(load)?;
-    // Another sequence of arrivals each round, the same for all rows of a round.
-    let seed = load.seed ^ (load.round as u64) << 32;
-    let open = load.pacing.map(|pacing| OpenLoop::new(pacing, seed, &counted.latency));
-    let _precise = (open.is_some() || !load.think.is_zero()).then(TimerSlack::least);
+    let open = load.open_loop(&counted.latency);
     let mut engine = Engine {
         load,
         open,
         stall: load.stall,
         wire,
-        sources: Sources::new(load.target, load.first..load.first + load.connections, load.churn.is_some()),
+        sources: Sources::new(&load.target, load.first..load.first + load.connections, load.churn.is_some()),
         connections: (0..load.connections).map(|_| Connection::default()).collect(),
         phase: Phase::Ramp,
         phase_began: Instant::now(),
@@ -314,6 +336,7 @@ impl Counted {
             starved: 0,
             latency,
             paced: None,
+            datagrams: None,
             series: Vec::new(),
             failures: Vec::new(),
             response: None,
@@ -536,7 +559,7 @@ impl<W: Wire> Engine<'_, W> {
         match event {
             Event::Connected { slot, result: Ok(()) } => self.connected(slot),
             Event::Connected { slot, result: Err(errno) } => {
-                self.failures.connect(slot, self.load.target, errno);
+                self.failures.connect(slot, &self.load.target, errno);
             }
             Event::Sent { slot, result: Ok(_) } => self.sent(slot),
             Event::Sent { slot, result: Err(errno) } => self.send_failed(slot, errno),
@@ -556,7 +579,7 @@ impl<W: Wire> Engine<'_, W> {
     fn complain_of_lateness(&mut self, slot: usize) {
         let timeout = self.load.timeout;
         match self.connections[slot].stage {
-            Stage::Connecting => self.failures.connect(slot, self.load.target, Errno::ETIMEDOUT),
+            Stage::Connecting => self.failures.connect(slot, &self.load.target, Errno::ETIMEDOUT),
             Stage::Served | Stage::Ended | Stage::Closing => self.failures.not_closed(slot, timeout),
             _ => {
                 let slot = self.who_waits(slot);

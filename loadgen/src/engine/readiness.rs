@@ -15,7 +15,7 @@ use nix::{
     poll::{PollFd, PollFlags, ppoll},
     sys::{
         epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
-        socket::{self, MsgFlags, Shutdown, SockaddrStorage, sockopt},
+        socket::{self, MsgFlags, Shutdown, sockopt},
         time::TimeSpec,
     },
 };
@@ -25,10 +25,15 @@ use super::{
     ring::reset_on_close,
     wire::{Event, Farewell, Plan, Wire},
 };
-use crate::error::Error;
+use crate::{
+    error::Error,
+    target::{Address, Target},
+};
 
 const BUFFER_BYTES: usize = 64 << 10;
 const EVENTS: usize = 1024;
+/// How soon tries again what found no room, where nothing tells of it.
+const AGAIN: Duration = Duration::from_millis(1);
 
 #[derive(Debug)]
 struct Slot {
@@ -47,7 +52,7 @@ struct Slot {
 pub(super) struct Readiness {
     epoll: Epoll,
     slots: Vec<Slot>,
-    target: SockaddrStorage,
+    target: Address,
     buffer: Vec<u8>,
     /// Slots, with their generation, that may have something to receive.
     due: VecDeque<(usize, u32)>,
@@ -58,11 +63,15 @@ pub(super) struct Readiness {
     burst: usize,
     /// Slots with something to send that has waited for others.
     held: Vec<usize>,
+    /// Slots to a socket, if it is one of datagrams.
+    datagrams: Option<usize>,
+    /// Sockets that have found the server's backlog full, and try again.
+    refused: Vec<(usize, OwnedFd)>,
 }
 
 impl Readiness {
     /// An instance for connections to one target.
-    pub(super) fn new(plan: &Plan, target: SockaddrStorage) -> Result<Self, Error> {
+    pub(super) fn new(plan: &Plan, target: &Target) -> Result<Self, Error> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(|errno| {
             Error::machine(format!(
                 "the client engine cannot have epoll: {}; raise `ulimit -n`",
@@ -80,7 +89,7 @@ impl Readiness {
         Ok(Self {
             epoll,
             slots: plan.outgoing_bytes.iter().map(slot).collect(),
-            target,
+            target: target.address(),
             buffer: vec![0; BUFFER_BYTES],
             due: VecDeque::new(),
             due_next: VecDeque::new(),
@@ -88,6 +97,8 @@ impl Readiness {
             events: vec![EpollEvent::empty(); EVENTS],
             burst: plan.burst,
             held: Vec::new(),
+            datagrams: plan.datagrams,
+            refused: Vec::new(),
         })
     }
 
@@ -97,23 +108,35 @@ impl Readiness {
         for slot in held.drain(..) {
             self.go_on_sending(slot);
         }
+        held.append(&mut self.held);
         self.held = held;
     }
 
     fn start_connecting(&mut self, index: usize, socket: OwnedFd) -> Result<(), Errno> {
+        fcntl(socket.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        match socket::connect(socket.as_raw_fd(), self.target.raw()) {
+            // It is told by the socket's becoming writable, as when it takes longer.
+            Ok(()) | Err(Errno::EINPROGRESS) => {}
+            // A Unix socket whose backlog is full does not wait, and nothing tells when there is room.
+            Err(Errno::EAGAIN) => {
+                self.refused.push((index, socket));
+                return Ok(());
+            }
+            Err(errno) => return Err(errno),
+        }
         let slot = &mut self.slots[index];
         slot.generation = slot.generation.wrapping_add(1);
         (slot.connecting, slot.sending, slot.ending) = (true, None, false);
         let socket = &*slot.socket.insert(socket);
-        let fd = socket.as_fd();
-        fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         let all = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
-        self.epoll.add(fd, EpollEvent::new(all, u64::from(slot.generation) << 32 | index as u64))?;
-        match socket::connect(fd.as_raw_fd(), &self.target) {
-            // It is told by the socket's becoming writable, as when it takes longer.
-            Ok(()) | Err(Errno::EINPROGRESS) => Ok(()),
-            Err(errno) => Err(errno),
+        // One datagram is taken an event, and more may lie behind it.
+        let all = if self.datagrams.is_some() { EpollFlags::EPOLLIN } else { all };
+        self.epoll.add(socket, EpollEvent::new(all, u64::from(slot.generation) << 32 | index as u64))?;
+        if self.datagrams.is_some() {
+            slot.connecting = false;
+            self.told.push_back(Event::Connected { slot: index, result: Ok(()) });
         }
+        Ok(())
     }
 
     fn take_event(&mut self, event: EpollEvent) {
@@ -155,14 +178,18 @@ impl Readiness {
     }
 
     fn go_on_sending(&mut self, index: usize) {
+        let owner = self.datagrams.map_or(index, |sharing| index - index % sharing);
+        let Some(fd) = self.slots[owner].socket.as_ref().map(AsRawFd::as_raw_fd) else { return };
         let slot = &mut self.slots[index];
-        let (Some(socket), Some((left, whole))) = (&slot.socket, &mut slot.sending) else { return };
+        let Some((left, whole)) = &mut slot.sending else { return };
         let flags = MsgFlags::MSG_NOSIGNAL;
         let result = loop {
-            match socket::send(socket.as_raw_fd(), &slot.outgoing[left.clone()], flags) {
+            match socket::send(fd, &slot.outgoing[left.clone()], flags) {
                 Ok(sent) if sent < left.len() => left.start += sent,
                 Ok(_) => break Ok(*whole),
                 Err(Errno::EINTR) => {}
+                // Nothing tells when a datagram has room.
+                Err(Errno::EAGAIN) if self.datagrams.is_some() => return self.held.push(index),
                 Err(Errno::EAGAIN) => return,
                 Err(errno) => break Err(errno),
             }
@@ -180,8 +207,9 @@ impl Readiness {
             Err(errno) => Err(errno),
             Ok(0) => Ok(None),
             Ok(length) => {
-                // A short receive has emptied the socket, unless its end is behind it.
-                if length == self.buffer.len() || slot.ending {
+                // A short receive has emptied the socket, unless its end is behind it; a datagram says nothing of the next.
+                let pipelined = self.datagrams.is_some_and(|sharing| sharing > 1);
+                if length == self.buffer.len() || slot.ending || pipelined {
                     self.due_next.push_back((index, generation));
                 }
                 Ok(Some(Lease::of_length(length)))
@@ -248,6 +276,11 @@ impl Wire for Readiness {
 
     fn wait(&mut self, timeout: Duration) -> io::Result<()> {
         self.send_held();
+        for (slot, socket) in std::mem::take(&mut self.refused) {
+            self.connect(slot, socket);
+        }
+        let patient = self.refused.is_empty() && self.held.is_empty();
+        let timeout = if patient { timeout } else { timeout.min(AGAIN) };
         self.due.append(&mut self.due_next);
         let mut count = self.epoll.wait(&mut self.events, EpollTimeout::ZERO).or_else(interrupted)?;
         if count == 0 && self.told.is_empty() && self.due.is_empty() && !timeout.is_zero() {

@@ -19,14 +19,17 @@ use io_uring::{
 };
 use nix::{
     errno::Errno,
-    sys::socket::{self, Shutdown, SockaddrLike, SockaddrStorage, sockopt},
+    sys::socket::{self, Shutdown, sockopt},
 };
 
 use super::{
     buffers::{Buffers, Lease},
     wire::{Event, Farewell, Plan, Wire},
 };
-use crate::error::Error;
+use crate::{
+    error::Error,
+    target::{Address, Target},
+};
 
 /// The only buffer group of a ring.
 const GROUP: u16 = 0;
@@ -56,7 +59,7 @@ struct Slot {
 struct Shared {
     buffers: Buffers,
     slots: Vec<Slot>,
-    target: Box<SockaddrStorage>,
+    target: Box<Address>,
 }
 
 /// The ring of one cell. A connection is put away only once all its operations have completed, so no
@@ -66,6 +69,8 @@ pub(super) struct Ring {
     uring: IoUring,
     shared: ManuallyDrop<Shared>,
     single_receives: bool,
+    /// Slots to a socket.
+    sharing: usize,
     in_flight: usize,
     waiting: VecDeque<squeue::Entry>,
     burst: usize,
@@ -76,14 +81,14 @@ pub(super) struct Ring {
 
 impl Ring {
     /// A ring for connections to one target.
-    pub(super) fn new(plan: &Plan, target: SockaddrStorage) -> Result<Self, Error> {
+    pub(super) fn new(plan: &Plan, target: &Target) -> Result<Self, Error> {
         let uring = build(plan.outgoing_bytes.len()).map_err(|error| unavailable(&error))?;
         let slot =
             |bytes: &usize| Slot { socket: None, outgoing: vec![0; *bytes].into(), sending: 0, in_flight: 0 };
         let shared = Shared {
             buffers: Buffers::for_messages(GROUP, plan.incoming_bytes),
             slots: plan.outgoing_bytes.iter().map(slot).collect(),
-            target: Box::new(target),
+            target: Box::new(target.address()),
         };
         // SAFETY: `Drop` frees the buffers only after the last receive's completion, else never.
         unsafe { shared.buffers.register(&uring.submitter()) }.map_err(|error| {
@@ -95,6 +100,7 @@ impl Ring {
             uring,
             shared: ManuallyDrop::new(shared),
             single_receives: plan.single_receives,
+            sharing: plan.sharing(),
             in_flight: 0,
             waiting: VecDeque::new(),
             burst: plan.burst,
@@ -106,6 +112,7 @@ impl Ring {
     /// The socket of a slot that has a connection.
     fn socket(&self, slot: usize) -> Fd {
         // An operation on no descriptor completes with EBADF.
+        let slot = if self.sharing == 1 { slot } else { slot - slot % self.sharing };
         Fd(self.shared.slots[slot].socket.as_ref().map_or(-1, AsRawFd::as_raw_fd))
     }
 
@@ -220,7 +227,7 @@ impl Wire for Ring {
         let slot = &mut self.shared.slots[index];
         assert!(slot.socket.is_none(), "one connection a slot");
         let fd = Fd(slot.socket.insert(socket).as_raw_fd());
-        let target: &SockaddrStorage = &self.shared.target;
+        let target = self.shared.target.raw();
         let entry = opcode::Connect::new(fd, target.as_ptr(), target.len()).build();
         self.push(CONNECT, index, entry);
     }

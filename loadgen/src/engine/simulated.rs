@@ -21,7 +21,7 @@ use super::{
     run_over,
     wire::{Event, Farewell, Plan, Wire},
 };
-use crate::{http, message::Verify};
+use crate::{http, message::Verify, target::Target};
 
 const CONNECTIONS: usize = 6;
 const SEEDS: u64 = 25;
@@ -286,7 +286,7 @@ impl Watcher for Nobody {
 fn echo() -> Load {
     let ms = Duration::from_millis(1);
     Load {
-        target: ([127, 0, 0, 1], 1).into(),
+        target: Target::Tcp(([127, 0, 0, 1], 1).into()),
         connections: CONNECTIONS,
         first: 0,
         sizes: "64".parse().expect("valid"),

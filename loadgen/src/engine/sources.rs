@@ -1,17 +1,17 @@
 //! Sockets and where they come from: more connections than one source address has ports need several.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
     ops::Range,
     os::fd::{AsRawFd, OwnedFd},
 };
 
 use nix::{
     errno::Errno,
-    sys::socket::{self, AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, sockopt},
+    sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrIn, sockopt},
 };
 
-use crate::{error::Error, measure};
+use crate::{error::Error, measure, target::Target};
 
 /// Where the kernel does not tell its range of local ports.
 const PORTS_USUAL: usize = 28_232;
@@ -33,6 +33,7 @@ enum Spread {
 #[derive(Debug)]
 pub(super) struct Sources {
     family: AddressFamily,
+    kind: SockType,
     spread: Spread,
     /// The number of the first connection.
     first: usize,
@@ -43,15 +44,20 @@ pub(super) struct Sources {
 
 impl Sources {
     /// For connections of these numbers at once; those of `churn` are replaced all the time.
-    pub(super) fn new(target: SocketAddr, numbers: Range<usize>, churn: bool) -> Self {
+    pub(super) fn new(target: &Target, numbers: Range<usize>, churn: bool) -> Self {
         let per_source = per_source(measure::local_ports().map_or(PORTS_USUAL, |ports| ports.len()));
         Self::with(target, numbers, churn, per_source)
     }
 
-    fn with(target: SocketAddr, numbers: Range<usize>, churn: bool, per_source: usize) -> Self {
-        let loopback = matches!(target.ip(), IpAddr::V4(address) if address.is_loopback());
+    fn with(target: &Target, numbers: Range<usize>, churn: bool, per_source: usize) -> Self {
+        let by_ipv4 = |address: &SocketAddr| address.is_ipv4() && address.ip().is_loopback();
+        let loopback = match target {
+            Target::Tcp(address) | Target::Udp(address) => by_ipv4(address),
+            Target::Unix(_) => false,
+        };
         Self {
-            family: if target.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 },
+            family: target.family(),
+            kind: target.kind(),
             spread: match () {
                 () if !loopback => Spread::None,
                 () if churn => Spread::InTurn,
@@ -72,9 +78,10 @@ impl Sources {
     }
 
     fn open(&self) -> Result<OwnedFd, Errno> {
-        let socket =
-            socket::socket(self.family, SockType::Stream, SockFlag::SOCK_CLOEXEC, SockProtocol::Tcp)?;
-        socket::setsockopt(&socket, sockopt::TcpNoDelay, &true)?;
+        let socket = socket::socket(self.family, self.kind, SockFlag::SOCK_CLOEXEC, None)?;
+        if self.family != AddressFamily::Unix && self.kind == SockType::Stream {
+            socket::setsockopt(&socket, sockopt::TcpNoDelay, &true)?;
+        }
         if let Some(source) = self.source() {
             // The port is chosen at connect, so that one serves several destinations.
             socket::setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
@@ -115,7 +122,7 @@ mod tests {
     const PER_SOURCE: usize = 14_000;
 
     fn sources(target: &str, numbers: Range<usize>, churn: bool) -> Sources {
-        Sources::with(target.parse().expect("valid"), numbers, churn, PER_SOURCE)
+        Sources::with(&Target::Tcp(target.parse().expect("valid")), numbers, churn, PER_SOURCE)
     }
 
     #[test]

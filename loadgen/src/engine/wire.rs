@@ -49,6 +49,16 @@ pub(super) struct Plan {
     pub(super) single_receives: bool,
     /// How many sends are held until they go to the kernel together; what is left goes with the next wait.
     pub(super) burst: usize,
+    /// Where sockets are of datagrams: how many slots share each, that of the first of them. Only that one connects and
+    /// receives, a datagram at a time.
+    pub(super) datagrams: Option<usize>,
+}
+
+impl Plan {
+    /// How many slots share a socket.
+    pub(super) fn sharing(&self) -> usize {
+        self.datagrams.unwrap_or(1)
+    }
 }
 
 /// Connections by slots. A slot has one connection at a time, and one send of it under way.
@@ -92,15 +102,14 @@ pub(super) trait Wire {
 mod tests {
     use std::{
         io::{ErrorKind, Read as _},
-        net::{SocketAddr, TcpListener, TcpStream},
+        net::{TcpListener, TcpStream},
     };
-
-    use nix::sys::socket::SockaddrStorage;
 
     use super::*;
     use crate::{
         engine::{readiness::Readiness, ring::Ring, sources::Sources},
         error::Error,
+        target::Target,
     };
 
     const BYTES: usize = 8;
@@ -108,20 +117,21 @@ mod tests {
 
     /// A wire with connections, and their peers.
     fn connected<W: Wire>(
-        make: fn(&Plan, SockaddrStorage) -> Result<W, Error>,
+        make: fn(&Plan, &Target) -> Result<W, Error>,
         burst: usize,
         connections: usize,
     ) -> (W, Vec<TcpStream>) {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
-        let target: SocketAddr = listener.local_addr().expect("bound");
+        let target = Target::Tcp(listener.local_addr().expect("bound"));
         let plan = Plan {
             outgoing_bytes: vec![BYTES; connections],
             incoming_bytes: BYTES,
             single_receives: false,
             burst,
+            datagrams: None,
         };
-        let mut wire = make(&plan, target.into()).expect("this kernel has it");
-        let mut sources = Sources::new(target, 0..connections, false);
+        let mut wire = make(&plan, &target).expect("this kernel has it");
+        let mut sources = Sources::new(&target, 0..connections, false);
         let peer = |slot| {
             wire.connect(slot, sources.socket().expect("a socket"));
             wire.wait(PATIENCE).expect("it waits");
@@ -143,7 +153,7 @@ mod tests {
         }
     }
 
-    fn a_burst_is_held_until_it_is_full<W: Wire>(make: fn(&Plan, SockaddrStorage) -> Result<W, Error>) {
+    fn a_burst_is_held_until_it_is_full<W: Wire>(make: fn(&Plan, &Target) -> Result<W, Error>) {
         let (mut wire, mut peers) = connected(make, 2, 2);
         wire.send(0, 0..BYTES);
         assert!(!has_arrived(&mut peers[0], None), "it waits for the second one");
@@ -154,7 +164,7 @@ mod tests {
     }
 
     fn what_is_no_full_burst_goes_out_with_the_next_wait<W: Wire>(
-        make: fn(&Plan, SockaddrStorage) -> Result<W, Error>,
+        make: fn(&Plan, &Target) -> Result<W, Error>,
     ) {
         let (mut wire, mut peers) = connected(make, 2, 1);
         wire.send(0, 0..BYTES);

@@ -1,23 +1,23 @@
 //! CSV (RFC 4180): one line a cell, spoiled ones included. What is not available is empty.
 
-use crate::result::{Cell, Document, Paced};
+use crate::result::{Cell, Document, Paced, Recorded};
 
 const COLUMNS: &str = "row,connections,round,size_bytes,repeat,spoiled,window_seconds,requests,rps,mean_us,p50_us,\
                        p90_us,p99_us,p999_us,max_us,server_cpu_us_per_request,client_cpu_us_per_request,\
                        total_cpu_us_per_request,syscalls_per_request,events_per_wait,\
                        voluntary_switches_per_request,involuntary_switches_per_request,server_peak_memory_bytes,\
-                       connections_starved,offered,late,dropped,pipeline,rate,mode,probe";
+                       connections_starved,offered,late,dropped,pipeline,rate,mode,probe,transport,lost";
 
 pub(super) fn render(document: &Document) -> String {
     let mut text = format!("{COLUMNS}\r\n");
     for cell in &document.cells {
-        text.push_str(&line(cell, &document.settings.mode).join(","));
+        text.push_str(&line(cell, &document.settings).join(","));
         text.push_str("\r\n");
     }
     text
 }
 
-fn line(cell: &Cell, mode: &str) -> Vec<String> {
+fn line(cell: &Cell, settings: &Recorded) -> Vec<String> {
     // Of cells that leave out the slowest it would be a lie.
     let (latency, costs) = (cell.latency.as_ref().filter(|_| !cell.hides_latency()), &cell.costs);
     let figure = |value: Option<f64>| value.map(|value| value.to_string()).unwrap_or_default();
@@ -58,7 +58,8 @@ fn line(cell: &Cell, mode: &str) -> Vec<String> {
     fields.extend([paced(|paced| paced.offered), paced(|paced| paced.late), paced(|paced| paced.dropped)]);
     fields.push(cell.point.pipeline.to_string());
     fields.push(cell.point.rate.map(|rate| rate.to_string()).unwrap_or_default());
-    fields.extend([quoted(mode), cell.probe.to_string()]);
+    fields.extend([quoted(&settings.mode), cell.probe.to_string(), quoted(&settings.transport)]);
+    fields.push(cell.datagrams.map(|counts| counts.lost_in_window.to_string()).unwrap_or_default());
     fields
 }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use hdrhistogram::Histogram;
 
 use crate::{
-    engine::Failure,
+    engine::{DatagramCounts, Failure},
     histogram::sum,
     measure::TcpTrouble,
     point::Point,
@@ -52,6 +52,7 @@ pub(super) fn cells(cells: &[&Cell]) -> Cell {
         idle: idle(cells),
         series: series(cells),
         costs: costs(cells),
+        datagrams: datagrams(cells),
         tcp: tcp(cells),
         errors: errors(cells),
         checks,
@@ -175,6 +176,21 @@ fn tcp(cells: &[&Cell]) -> Option<TcpTrouble> {
         sum.dropped_segments += dropped_segments;
     }
     Some(sum)
+}
+
+fn datagrams(cells: &[&Cell]) -> Option<DatagramCounts> {
+    let mut sum = DatagramCounts::default();
+    for cell in cells {
+        let counts = cell.datagrams?;
+        sum.sent += counts.sent;
+        sum.answered += counts.answered;
+        sum.lost += counts.lost;
+        sum.late += counts.late;
+        sum.outstanding += counts.outstanding;
+        sum.lost_in_window += counts.lost_in_window;
+    }
+    // Each machine's kernel has its own.
+    Some(DatagramCounts { dropped_by_kernel: None, ..sum })
 }
 
 fn errors(cells: &[&Cell]) -> Vec<Failure> {

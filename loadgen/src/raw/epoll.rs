@@ -14,12 +14,12 @@
 
 use std::{
     io,
-    net::TcpListener,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
 };
 
 use nix::{
     errno::Errno,
+    fcntl::{FcntlArg, OFlag, fcntl},
     sys::{
         epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
         socket::{MsgFlags, SockFlag, accept4, recv, send},
@@ -43,7 +43,7 @@ struct Connection {
 
 struct Server<'a> {
     epoll: Epoll,
-    listener: &'a TcpListener,
+    listener: BorrowedFd<'a>,
     /// By descriptor.
     connections: Vec<Option<Connection>>,
     buffer: Vec<u8>,
@@ -53,8 +53,8 @@ struct Server<'a> {
 }
 
 /// Serves for ever.
-pub(super) fn serve(listener: &TcpListener, close_after: usize, tally: &Tally) -> io::Result<()> {
-    listener.set_nonblocking(true)?;
+pub(super) fn serve(listener: BorrowedFd<'_>, close_after: usize, tally: &Tally) -> io::Result<()> {
+    fcntl(listener, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     epoll.add(listener, EpollEvent::new(EpollFlags::EPOLLIN, listener.as_raw_fd() as u64))?;
     let buffer = vec![0; BUFFER_BYTES];

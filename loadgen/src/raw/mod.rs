@@ -13,14 +13,27 @@
 mod epoll;
 mod tally;
 mod threads;
+mod udp;
 mod uring;
 
-use std::{io, net::TcpListener};
+use std::{
+    io,
+    net::{TcpListener, UdpSocket},
+    os::{fd::AsFd, unix::net::UnixListener},
+};
 
 use io_uring::IoUring;
 
 pub(crate) use self::tally::Tallies;
 use crate::spec::{Kind, Spec};
+
+/// What a server is given to serve on.
+#[derive(Debug)]
+pub(crate) enum Socket {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+    Udp(UdpSocket),
+}
 
 /// What a server needs of the machine before it can promise to serve.
 pub(crate) enum Prepared {
@@ -41,15 +54,33 @@ pub(crate) fn serve(
     prepared: Prepared,
     spec: Spec,
     close_after: usize,
-    listener: TcpListener,
+    socket: &Socket,
     tallies: &Tallies,
 ) -> io::Error {
-    let ended = match (prepared, spec.kind) {
-        (Prepared::Uring(ring), _) => {
-            uring::serve(*ring, listener, spec.direct, close_after, &tallies.branch())
-        }
-        (_, Kind::RawEpoll) => epoll::serve(&listener, close_after, &tallies.branch()),
-        _ => threads::serve(&listener, close_after, tallies),
+    let ended = match socket {
+        Socket::Udp(socket) => udp::serve(prepared, spec, socket, tallies),
+        Socket::Tcp(listener) => match (prepared, spec.kind) {
+            (Prepared::Nothing, Kind::RawThreads) => threads::serve_tcp(listener, close_after, tallies),
+            (prepared, _) => on_a_loop(prepared, spec, close_after, listener, tallies),
+        },
+        Socket::Unix(listener) => match (prepared, spec.kind) {
+            (Prepared::Nothing, Kind::RawThreads) => threads::serve_unix(listener, close_after, tallies),
+            (prepared, _) => on_a_loop(prepared, spec, close_after, listener, tallies),
+        },
     };
     ended.err().unwrap_or_else(|| io::Error::other("the server ended by itself"))
+}
+
+fn on_a_loop(
+    prepared: Prepared,
+    spec: Spec,
+    close_after: usize,
+    listener: impl AsFd,
+    tallies: &Tallies,
+) -> io::Result<()> {
+    let (listener, tally) = (listener.as_fd(), tallies.branch());
+    match prepared {
+        Prepared::Uring(ring) => uring::serve(*ring, listener, spec.direct, close_after, &tally),
+        Prepared::Nothing => epoll::serve(listener, close_after, &tally),
+    }
 }

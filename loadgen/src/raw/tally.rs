@@ -22,6 +22,8 @@ pub(crate) enum Counted {
     Recv,
     Send,
     Close,
+    RecvBatch,
+    SendBatch,
 }
 
 use Counted as C;
@@ -32,7 +34,7 @@ const COUNTS: [(C, &str); 4] = [
     (C::Events, "events"),
     (C::Waits, "waits"),
 ];
-const SYSCALLS: [(C, &str); 7] = [
+const SYSCALLS: [(C, &str); 9] = [
     (C::IoUringEnter, "io_uring_enter"),
     (C::EpollWait, "epoll_wait"),
     (C::EpollCtl, "epoll_ctl"),
@@ -40,6 +42,8 @@ const SYSCALLS: [(C, &str); 7] = [
     (C::Recv, "recvfrom"),
     (C::Send, "sendto"),
     (C::Close, "close"),
+    (C::RecvBatch, "recvmmsg"),
+    (C::SendBatch, "sendmmsg"),
 ];
 
 /// The counters of one thread: only it adds, so no addition has to be atomic.

@@ -9,7 +9,8 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
+    os::unix::net::UnixListener,
     thread,
 };
 
@@ -19,11 +20,24 @@ const BUFFER_BYTES: usize = 64 << 10;
 const STACK_BYTES: usize = 16 << 10;
 
 /// Accepts for ever.
-pub(super) fn serve(listener: &TcpListener, close_after: usize, tallies: &Tallies) -> io::Result<()> {
+pub(super) fn serve_tcp(listener: &TcpListener, close_after: usize, tallies: &Tallies) -> io::Result<()> {
+    serve(|| listener.accept().map(|(stream, _)| stream), close_after, tallies)
+}
+
+/// Accepts for ever.
+pub(super) fn serve_unix(listener: &UnixListener, close_after: usize, tallies: &Tallies) -> io::Result<()> {
+    serve(|| listener.accept().map(|(stream, _)| stream), close_after, tallies)
+}
+
+fn serve<S: Read + Write + Send + 'static>(
+    accept: impl Fn() -> io::Result<S>,
+    close_after: usize,
+    tallies: &Tallies,
+) -> io::Result<()> {
     let tally = tallies.branch();
     loop {
         tally.count(Counted::Accept);
-        let (stream, _) = listener.accept()?;
+        let stream = accept()?;
         tally.count(Counted::Accepted);
         let own = tallies.branch();
         thread::Builder::new().stack_size(STACK_BYTES).spawn(move || echo(stream, close_after, &own))?;
@@ -31,7 +45,7 @@ pub(super) fn serve(listener: &TcpListener, close_after: usize, tallies: &Tallie
 }
 
 /// Sends all of it, in as many calls as that takes.
-fn send(stream: &mut TcpStream, mut bytes: &[u8], tally: &Branch) -> io::Result<()> {
+fn send(stream: &mut impl Write, mut bytes: &[u8], tally: &Branch) -> io::Result<()> {
     while !bytes.is_empty() {
         tally.count(Counted::Send);
         match stream.write(bytes) {
@@ -45,7 +59,7 @@ fn send(stream: &mut TcpStream, mut bytes: &[u8], tally: &Branch) -> io::Result<
 }
 
 /// Ends with the connection, whoever ends that.
-fn echo(mut stream: TcpStream, close_after: usize, tally: &Branch) {
+fn echo(mut stream: impl Read + Write, close_after: usize, tally: &Branch) {
     let mut echoed = 0;
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {

@@ -23,7 +23,11 @@
 //! then is the close submitted, and only its completion frees the slot: nothing of it is in flight any more.
 
 use std::{
-    collections::VecDeque, io, mem::ManuallyDrop, net::TcpListener, ops::Range, os::fd::AsRawFd,
+    collections::VecDeque,
+    io,
+    mem::ManuallyDrop,
+    ops::Range,
+    os::fd::{AsRawFd, BorrowedFd},
     ptr::null_mut,
 };
 
@@ -130,7 +134,7 @@ struct Server<'a> {
 /// Serves for ever.
 pub(super) fn serve(
     mut ring: IoUring,
-    listener: TcpListener,
+    listener: BorrowedFd<'_>,
     direct: bool,
     close_after: usize,
     tally: &Tally,
@@ -190,16 +194,16 @@ pub(super) fn build(direct: bool) -> io::Result<IoUring> {
 
 /// How many completions to wait for, by what the last turns gave.
 #[derive(Default)]
-struct Pace {
+pub(super) struct Pace {
     eighths: u32,
 }
 
 impl Pace {
-    fn wanted(&self) -> u32 {
+    pub(super) fn wanted(&self) -> u32 {
         (self.eighths / 16).clamp(1, WAIT_MAX)
     }
 
-    fn learn(&mut self, got: u32) {
+    pub(super) fn learn(&mut self, got: u32) {
         let unfilled = got < self.wanted();
         let got = got.min(4 * WAIT_MAX) * 8;
         self.eighths = if unfilled { (self.eighths / 2).max(got) } else { (self.eighths * 3 + got) / 4 };

@@ -11,6 +11,7 @@ use crate::{
     result::{Cell, Comparison, Document, Found, Idle, Latency, Recorded},
     stats,
     summary::Line,
+    target::{UDP, UNIX},
     units::{bytes, grouped},
     verdict::Metric,
 };
@@ -147,6 +148,15 @@ pub(super) fn rounds(settings: &Recorded) -> String {
 
 /// What was done on connections, if it was not to ask and to be answered.
 pub(crate) fn how(settings: &Recorded) -> String {
+    let over = match settings.transport.as_str() {
+        UDP => "UDP, ",
+        UNIX => "Unix sockets, ",
+        _ => "",
+    };
+    over.to_owned() + &manner(settings)
+}
+
+fn manner(settings: &Recorded) -> String {
     match (settings.mode.as_str(), &settings.close, &settings.http) {
         (RR | IDLE, _, None) => String::new(),
         (RR, _, Some(path)) => format!("GET {path}, "),

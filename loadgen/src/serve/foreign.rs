@@ -29,6 +29,7 @@ use crate::{
     error::Error,
     measure,
     spec::Hired,
+    target::Target,
 };
 
 /// Below the ports that the kernel gives to clients, which could take one that is free now.
@@ -55,7 +56,8 @@ pub(super) fn serve(args: &ServeArgs, hired: &Hired) -> Result<(), Error> {
         .map_err(|error| Error::machine(format!("cannot start sh for `{line}`: {error}")))?;
     let group = Group { leader: child.id() as i32, ending: Arc::default() };
     watch(child, &line, &group);
-    await_listening(SocketAddr::new(args.host, port), &line, &group)?;
+    let address = SocketAddr::new(args.address().ip(), port);
+    await_listening(address, &line, &group)?;
     let identity = Identity {
         backend: hired.name.clone(),
         tier: None,
@@ -64,7 +66,7 @@ pub(super) fn serve(args: &ServeArgs, hired: &Hired) -> Result<(), Error> {
         why: format!("started as `{line}`"),
         pid: group.leader as u32,
     };
-    report(&Report::Ready { identity, port });
+    report(&Report::Ready { identity, target: Target::Tcp(address) });
     obey(group);
     Ok(())
 }
@@ -77,8 +79,8 @@ fn free_port(args: &ServeArgs) -> Result<u16, Error> {
     let start = process::id() as usize % ports.len().max(1);
     let mut in_turn = ports.clone().cycle().skip(start).take(ports.len());
     in_turn
-        .find(|port| TcpListener::bind((args.host, *port)).is_ok())
-        .ok_or_else(|| Error::machine(format!("no port of {ports:?} is free on {}", args.host)))
+        .find(|port| TcpListener::bind((args.address().ip(), *port)).is_ok())
+        .ok_or_else(|| Error::machine(format!("no port of {ports:?} is free on {}", args.address().ip())))
 }
 
 /// Ends this process when the program ends by itself.

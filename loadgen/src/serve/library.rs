@@ -2,7 +2,6 @@
 
 use std::{
     hint,
-    net::SocketAddr,
     panic::resume_unwind,
     sync::Arc,
     thread::{self, Builder},
@@ -20,6 +19,7 @@ use crate::{
     control::{Identity, Report, ServerStats},
     error::Error,
     spec::{Kind, Spec},
+    target::Target,
 };
 
 /// How long the variant `spin` looks for completions before it sleeps: for as long as requests are at most so far apart it
@@ -27,34 +27,36 @@ use crate::{
 const SPIN: Duration = Duration::from_millis(1);
 
 pub(super) fn serve(args: &ServeArgs, service: Service) -> Result<(), Error> {
-    let (reactors, port) = listen(args, service)?;
+    let (reactors, target) = listen(args, service)?;
     let all = Reactors(reactors.iter().map(Reactor::handle).collect());
     if args.control {
-        report(&Report::Ready { identity: identity(&all.0), port });
+        report(&Report::Ready { identity: identity(&all.0), target });
         let all = all.clone();
         thread::spawn(move || obey(all));
     } else {
-        announce(service.way, &described(&all.0), SocketAddr::new(args.host, port));
+        announce(service.way, &described(&all.0), &target);
     }
     run(reactors, &all)?;
     conclude(args, all.account());
     Ok(())
 }
 
-/// Reactors that listen, and their port. Several share it: the kernel deals the connections out, each to the
+/// Reactors that listen, and where. Several share it: the kernel deals the connections out, each to the
 /// reactor that a hash of its addresses names.
-fn listen(args: &ServeArgs, service: Service) -> Result<(Vec<Reactor>, u16), Error> {
-    let mut address = SocketAddr::new(args.host, args.port);
+fn listen(args: &ServeArgs, service: Service) -> Result<(Vec<Reactor>, Target), Error> {
+    let Target::Tcp(mut address) = args.target()? else {
+        return Err(Error::usage("the library does not listen there yet; choose --backend raw-epoll"));
+    };
     let mut reactors = Vec::new();
     for _ in 0..args.reactors {
         let reactor = build(args.backend, service.way)?;
         let options = ListenOptions::from(address).reuse_port(args.reactors > 1);
         let listening = listen_to(&reactor, options, args.spin_per_message, service);
         let port = listening.map_err(|error| Error::machine(error.to_string()))?.get_host().port();
-        address.set_port(port.unwrap_or(args.port));
+        address.set_port(port.unwrap_or(address.port()));
         reactors.push(reactor);
     }
-    Ok((reactors, address.port()))
+    Ok((reactors, Target::Tcp(address)))
 }
 
 /// Runs the first reactor here and each of the others in a thread of its own, until all have ended.

@@ -5,10 +5,7 @@ mod library;
 mod opponent;
 mod service;
 
-use std::{
-    io::{self, BufRead, Write as _},
-    net::SocketAddr,
-};
+use std::io::{self, BufRead, Write as _};
 
 use nix::sys::{prctl, signal::Signal};
 
@@ -18,7 +15,12 @@ use crate::{
     control::{self, Command, Mark, Report, ServerStats},
     error::Error,
     machine, pinning,
+    target::Target,
 };
+
+/// What datagrams may wait in at most before a server: 1,000 clients that ask at once fill the usual queue. The kernel
+/// allows less where net.core.rmem_max is smaller.
+const RECEIVE_QUEUE_BYTES: usize = 4 << 20;
 
 /// A server that runs, as another thread of its process sees it.
 trait Served: Send + 'static {
@@ -77,8 +79,8 @@ fn conclude(args: &ServeArgs, stats: ServerStats) {
     }
 }
 
-fn announce(way: Way, server: &str, address: SocketAddr) {
-    let text = format!("{} on tcp://{address}, {server}\nStop it with Ctrl-C.\n", way.name());
+fn announce(way: Way, server: &str, target: &Target) {
+    let text = format!("{} on {target}, {server}\nStop it with Ctrl-C.\n", way.name());
     // Nobody may be reading, which is no reason not to serve.
     let _ = io::stdout().write_all(text.as_bytes());
 }

@@ -1,59 +1,72 @@
 //! An opponent as a server: the same socket options as the library's, the same account of itself.
 
 use std::{
-    io,
-    net::{SocketAddr, TcpListener},
-    os::fd::AsRawFd,
+    fs, io,
+    net::{SocketAddr, TcpListener, UdpSocket},
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::net::{UnixListener, UnixStream},
+    },
+    path::PathBuf,
     process, thread,
 };
 
 use nix::sys::{
     signal::{SigSet, Signal},
-    socket::{
-        AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt, socket,
-        sockopt,
-    },
+    socket::{Backlog, SockFlag, bind, listen, setsockopt, socket, sockopt},
 };
 
-use super::{Served, Service, announce, obey, report};
+use super::{RECEIVE_QUEUE_BYTES, Served, Service, announce, obey, report};
 use crate::{
     cli::ServeArgs,
     control::{Identity, Mark, Report, ServerStats},
     error::Error,
-    raw::{self, Tallies},
+    raw::{self, Socket, Tallies},
+    target::{Target, Transport, UnixName},
 };
 
 /// As many as the library lets wait.
 const BACKLOG: i32 = 1024;
 
 pub(super) fn serve(args: &ServeArgs, service: Service) -> Result<(), Error> {
-    let address = SocketAddr::new(args.host, args.port);
-    let listener = open(address).map_err(|error| {
-        Error::machine(format!("cannot listen on {address}: {error}; choose another port"))
+    let wanted = args.target()?;
+    let (socket, target) = open(&wanted).map_err(|error| {
+        Error::machine(format!("cannot listen on {wanted}: {error}; choose another address"))
     })?;
     let prepared = raw::prepare(args.backend).map_err(|error| {
         Error::machine(format!(
-            "{} is not available: {error}; it needs Linux 6.1 that allows io_uring",
+            "{} is not available: {error}; it needs Linux 6.2 that allows io_uring",
             args.backend
         ))
     })?;
-    let bound = listener.local_addr().map_err(|error| Error::internal(error.to_string()))?;
-    let opponent = Opponent { tallies: Tallies::default() };
+    let opponent = Opponent { tallies: Tallies::default(), file: file(&target) };
     let tallies = opponent.tallies.clone();
     if args.control {
-        report(&Report::Ready { identity: identity(args), port: bound.port() });
+        report(&Report::Ready { identity: identity(args), target });
         thread::spawn(move || obey(opponent));
     } else {
-        announce(service.way, &format!("{}, written by hand", args.backend), bound);
+        announce(service.way, &format!("{}, written by hand", args.backend), &target);
         await_signal(opponent)?;
     }
-    let error = raw::serve(prepared, args.backend, service.close_after, listener, &tallies);
+    let error = raw::serve(prepared, args.backend, service.close_after, &socket, &tallies);
     Err(Error::internal(format!("the {} server ended: {error}", args.backend)))
 }
 
 /// A loop that knows nothing but its sockets: it ends with the process.
 struct Opponent {
     tallies: Tallies,
+    /// What its Unix socket leaves behind.
+    file: Option<PathBuf>,
+}
+
+impl Opponent {
+    fn leave(&self) -> ! {
+        if let Some(file) = &self.file {
+            // Somebody else may have taken it away.
+            let _ = fs::remove_file(file);
+        }
+        process::exit(0)
+    }
 }
 
 impl Served for Opponent {
@@ -63,7 +76,7 @@ impl Served for Opponent {
 
     fn end(self) {
         report(&Report::Stats { mark: Mark::Stopped, stats: self.account() });
-        process::exit(0);
+        self.leave();
     }
 }
 
@@ -74,21 +87,61 @@ fn await_signal(opponent: Opponent) -> Result<(), Error> {
     thread::spawn(move || {
         if signals.wait().is_ok() {
             super::sum_up(&opponent.account());
-            process::exit(0);
+            opponent.leave();
         }
     });
     Ok(())
 }
 
-fn open(address: SocketAddr) -> io::Result<TcpListener> {
-    let family = if address.is_ipv6() { AddressFamily::Inet6 } else { AddressFamily::Inet };
-    let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-    setsockopt(&socket, sockopt::ReuseAddr, &true)?;
-    setsockopt(&socket, sockopt::TcpNoDelay, &true)?;
-    setsockopt(&socket, sockopt::OobInline, &true)?;
-    bind(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
-    listen(&socket, Backlog::new(BACKLOG)?)?;
-    Ok(socket.into())
+fn file(target: &Target) -> Option<PathBuf> {
+    match target {
+        Target::Unix(name) => name.path().map(Into::into),
+        _ => None,
+    }
+}
+
+/// A socket to serve on, and where it really is.
+fn open(target: &Target) -> io::Result<(Socket, Target)> {
+    let socket = socket(target.family(), target.kind(), SockFlag::SOCK_CLOEXEC, None)?;
+    let at = |transport: Transport, bound: io::Result<SocketAddr>| Ok(Target::by_ip(transport, bound?));
+    match target {
+        Target::Tcp(_) => {
+            setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+            setsockopt(&socket, sockopt::TcpNoDelay, &true)?;
+            setsockopt(&socket, sockopt::OobInline, &true)?;
+            bind(socket.as_raw_fd(), target.address().raw())?;
+            listen(&socket, Backlog::new(BACKLOG)?)?;
+            let listener = TcpListener::from(socket);
+            at(Transport::Tcp, listener.local_addr()).map(|bound| (Socket::Tcp(listener), bound))
+        }
+        Target::Unix(name) => {
+            bind_to(&socket, name)?;
+            listen(&socket, Backlog::new(BACKLOG)?)?;
+            Ok((Socket::Unix(UnixListener::from(socket)), target.clone()))
+        }
+        Target::Udp(_) => {
+            // The kernel cuts it down to what it allows.
+            setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_QUEUE_BYTES)?;
+            bind(socket.as_raw_fd(), target.address().raw())?;
+            let socket = UdpSocket::from(socket);
+            at(Transport::Udp, socket.local_addr()).map(|bound| (Socket::Udp(socket), bound))
+        }
+    }
+}
+
+/// Takes the name, also from a file that a server of before has left.
+fn bind_to(socket: &OwnedFd, name: &UnixName) -> io::Result<()> {
+    let address = name.address()?;
+    let taken = match bind(socket.as_fd().as_raw_fd(), &address) {
+        Err(nix::errno::Errno::EADDRINUSE) => name.path(),
+        bound => return Ok(bound?),
+    };
+    let stale = taken.filter(|path| {
+        UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+    });
+    let Some(path) = stale else { return Err(io::ErrorKind::AddrInUse.into()) };
+    fs::remove_file(path)?;
+    Ok(bind(socket.as_raw_fd(), &address)?)
 }
 
 fn identity(args: &ServeArgs) -> Identity {

@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 
-use crate::{error::Error, spec::Spec};
+use crate::{error::Error, spec::Spec, target::Transport};
 
 /// Where a server sends what comes in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -29,12 +29,16 @@ pub(crate) struct Service {
     pub(crate) way: Way,
     /// An echo closes a connection once it has sent so many bytes back on it; 0 is never.
     pub(crate) close_after: usize,
+    pub(crate) transport: Transport,
 }
 
 impl Service {
-    /// The flags of `serve` that ask for it.
+    /// The flags of `serve` that ask for it, at an address of the server's own choice.
     pub(crate) fn flags(self) -> Vec<String> {
-        let mut flags = Vec::new();
+        let mut flags = vec!["--transport".to_owned(), self.transport.name().to_owned()];
+        if self.transport != Transport::Unix {
+            flags.extend(["--port".to_owned(), "0".to_owned()]);
+        }
         if self.way != Way::default() {
             flags.extend(["--as".to_owned(), self.way.name().to_owned()]);
         }
@@ -46,7 +50,14 @@ impl Service {
 
     /// Whether it makes sense, and the server of this backend can do it.
     pub(crate) fn check(self, spec: Spec) -> Result<(), Error> {
+        let datagrams = self.transport == Transport::Udp;
         match self.way {
+            Way::Push if datagrams => {
+                Err(Error::usage("--as push sends to connections, which UDP does not have; leave it out"))
+            }
+            Way::Echo if datagrams && self.close_after > 0 => {
+                Err(Error::usage("--close-after ends connections, which UDP does not have; leave it out"))
+            }
             Way::Push if spec.kind.is_raw() => Err(Error::usage(format!(
                 "{spec} can only echo; for --as push choose --backend io_uring, epoll or threads"
             ))),
@@ -63,13 +74,17 @@ mod tests {
     use super::*;
     use crate::spec::Kind;
 
-    const PUSH: Service = Service { way: Way::Push, close_after: 0 };
+    const PUSH: Service = Service { way: Way::Push, close_after: 0, transport: Transport::Tcp };
 
     #[test]
     fn the_flags_say_what_is_not_the_default() {
-        assert_eq!(Service::default().flags(), [""; 0]);
-        assert_eq!(PUSH.flags(), ["--as", "push"]);
-        assert_eq!(Service { close_after: 64, ..Service::default() }.flags(), ["--close-after", "64"]);
+        let tcp = ["--transport", "tcp", "--port", "0"];
+        assert_eq!(Service::default().flags(), tcp);
+        assert_eq!(PUSH.flags(), [&tcp[..], &["--as", "push"]].concat());
+        let closing = Service { close_after: 64, ..Service::default() };
+        assert_eq!(closing.flags(), [&tcp[..], &["--close-after", "64"]].concat());
+        let unix = Service { transport: Transport::Unix, ..Service::default() };
+        assert_eq!(unix.flags(), ["--transport", "unix"], "it takes a name of its own");
     }
 
     #[test]
@@ -80,5 +95,9 @@ mod tests {
         }
         assert!(PUSH.check(Spec::plain(Kind::Epoll)).is_ok());
         assert!(Service { close_after: 1, ..PUSH }.check(Spec::plain(Kind::Epoll)).is_err());
+        for service in [PUSH, Service { close_after: 1, ..Service::default() }] {
+            let over_udp = Service { transport: Transport::Udp, ..service };
+            assert!(over_udp.check(Spec::plain(Kind::Epoll)).is_err(), "{service:?}");
+        }
     }
 }
