@@ -32,6 +32,9 @@ const PINGED: f64 = 0.01;
 /// What an HTTP server is called that has neither a name nor an address.
 const UNIX_HOST: &str = "localhost";
 
+/// Servers of datagrams have room for so many bytes at least, as those have of whom nobody asks more.
+const PACKET_BYTES: usize = 8192;
+
 /// Which cell of the plan this is.
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
@@ -152,7 +155,8 @@ fn service(settings: &Settings, place: &Place) -> Service {
     let way = if settings.manner.mode == Mode::Push { Way::Push } else { Way::Echo };
     let closes = settings.manner.close == Some(Close::Server);
     let close_after = if closes { place.point.size.largest() } else { 0 };
-    Service { way, close_after, transport: settings.manner.transport }
+    let max_packet_size = place.point.size.largest().max(PACKET_BYTES);
+    Service { way, close_after, transport: settings.manner.transport, max_packet_size }
 }
 
 fn dialogue(settings: &Settings, row: &Row, target: &Target) -> Result<Dialogue, Error> {

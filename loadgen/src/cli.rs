@@ -17,7 +17,7 @@ use crate::{
     export::Exports,
     merge::MergeArgs,
     message::Verify,
-    mode::{Manner, Mode, ModeArgs},
+    mode::{DATAGRAM_BYTES_MAX, Manner, Mode, ModeArgs},
     pinning::Pinning,
     plan::Order,
     point::Point,
@@ -267,6 +267,9 @@ pub(crate) struct ServeArgs {
     /// Name to listen on, over unix: a path, or @name for an abstract one [default: an abstract one of its own]
     #[arg(long, value_name = "NAME", conflicts_with_all = ["host", "port"])]
     path: Option<UnixName>,
+    /// Longest datagram that is received, over udp [default: 65507]
+    #[arg(long, value_name = "BYTES", value_parser = datagram)]
+    max_packet_size: Option<usize>,
     /// CPU to run on
     #[arg(long, value_name = "N")]
     pub(crate) cpu: Option<usize>,
@@ -314,14 +317,20 @@ impl ServeArgs {
 
     /// What the server is to do, if it can.
     pub(crate) fn service(&self) -> Result<Service, Error> {
-        let service =
-            Service { way: self.way, close_after: self.close_after.unwrap_or(0), transport: self.transport };
+        let Self { way, transport, .. } = *self;
+        let close_after = self.close_after.unwrap_or(0);
+        let max_packet_size = self.max_packet_size.unwrap_or(DATAGRAM_BYTES_MAX);
+        let service = Service { way, close_after, transport, max_packet_size };
         let spins = self.spin_per_message.is_some();
-        if self.command.is_some() && (spins || service != Service::default()) {
+        let usual = (way, close_after, transport) == (Way::Echo, 0, Transport::Tcp);
+        if self.command.is_some() && (spins || !usual) {
             return Err(Error::usage(
-                "--as, --close-after and --spin-per-message tell loadgen's own servers what to do; leave them \
-                 out with --command, whose program knows what it does",
+                "--as, --close-after, --transport and --spin-per-message tell loadgen's own servers what to do; leave \
+                 them out with --command, whose program knows what it does",
             ));
+        }
+        if self.max_packet_size.is_some() && transport != Transport::Udp {
+            return Err(Error::usage("--max-packet-size is for datagrams: add --transport udp"));
         }
         if spins && self.backend.kind.is_raw() {
             return Err(Error::usage(format!(
@@ -569,6 +578,13 @@ impl LoadArgs {
 fn own_name() -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     format!("@loadgen-{}-{}", std::process::id(), now.as_nanos())
+}
+
+fn datagram(text: &str) -> Result<usize, String> {
+    match units::size(text)? {
+        bytes if (1..=DATAGRAM_BYTES_MAX).contains(&bytes) => Ok(bytes),
+        _ => Err(format!("a datagram has from 1 to {DATAGRAM_BYTES_MAX} bytes")),
+    }
 }
 
 fn close_after(text: &str) -> Result<usize, String> {

@@ -176,7 +176,7 @@ mod tests {
             ("", "has a name"),
             ("@", "has a name"),
             (&*"x".repeat(108), "too long"),
-            (&*format!("@{longest}"), "too long"),
+            (&*format!("@{longest}x"), "too long"),
             ("a\0b", "no NUL"),
         ] {
             assert!(text.parse::<UnixName>().unwrap_err().contains(word), "{text}");

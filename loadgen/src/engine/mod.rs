@@ -13,6 +13,8 @@ mod exchange;
 mod failure;
 mod hello;
 mod life;
+#[cfg(test)]
+mod lossy;
 pub(crate) mod open_loop;
 mod readiness;
 mod ring;

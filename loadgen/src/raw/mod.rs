@@ -25,7 +25,10 @@ use std::{
 use io_uring::IoUring;
 
 pub(crate) use self::tally::Tallies;
-use crate::spec::{Kind, Spec};
+use crate::{
+    serve::Service,
+    spec::{Kind, Spec},
+};
 
 /// What a server is given to serve on.
 #[derive(Debug)]
@@ -53,12 +56,13 @@ pub(crate) fn prepare(spec: Spec) -> io::Result<Prepared> {
 pub(crate) fn serve(
     prepared: Prepared,
     spec: Spec,
-    close_after: usize,
+    service: Service,
     socket: &Socket,
     tallies: &Tallies,
 ) -> io::Error {
+    let close_after = service.close_after;
     let ended = match socket {
-        Socket::Udp(socket) => udp::serve(prepared, spec, socket, tallies),
+        Socket::Udp(socket) => udp::serve(prepared, spec, service.max_packet_size, socket, tallies),
         Socket::Tcp(listener) => match (prepared, spec.kind) {
             (Prepared::Nothing, Kind::RawThreads) => threads::serve_tcp(listener, close_after, tallies),
             (prepared, _) => on_a_loop(prepared, spec, close_after, listener, tallies),

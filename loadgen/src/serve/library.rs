@@ -9,8 +9,8 @@ use std::{
 };
 
 use ringspun::{
-    Backend, Count, Cx, Factory, Limits, ListenOptions, Peer, Port, Protocol, Reactor, ReactorHandle, Stats,
-    Syscall, UringOptions, WaitPolicy, Write,
+    Address, Backend, Count, Cx, Factory, Limits, ListenOptions, Peer, Protocol, Reactor, ReactorHandle,
+    Stats, Syscall, UringOptions, WaitPolicy, Write,
 };
 
 use super::{Served, Service, Way, announce, conclude, obey, report};
@@ -44,19 +44,19 @@ pub(super) fn serve(args: &ServeArgs, service: Service) -> Result<(), Error> {
 /// Reactors that listen, and where. Several share it: the kernel deals the connections out, each to the
 /// reactor that a hash of its addresses names.
 fn listen(args: &ServeArgs, service: Service) -> Result<(Vec<Reactor>, Target), Error> {
-    let Target::Tcp(mut address) = args.target()? else {
-        return Err(Error::usage("the library does not listen there yet; choose --backend raw-epoll"));
-    };
+    let mut target = args.target()?;
     let mut reactors = Vec::new();
     for _ in 0..args.reactors {
         let reactor = build(args.backend, service.way)?;
-        let options = ListenOptions::from(address).reuse_port(args.reactors > 1);
-        let listening = listen_to(&reactor, options, args.spin_per_message, service);
-        let port = listening.map_err(|error| Error::machine(error.to_string()))?.get_host().port();
-        address.set_port(port.unwrap_or(address.port()));
+        let place = Place { target: &target, shared: args.reactors > 1, spin: args.spin_per_message };
+        let host = listen_to(&reactor, place, service).map_err(|error| Error::machine(error.to_string()))?;
+        if let (Target::Tcp(address) | Target::Udp(address), Some(bound)) = (&mut target, host.socket_addr())
+        {
+            *address = bound;
+        }
         reactors.push(reactor);
     }
-    Ok((reactors, Target::Tcp(address)))
+    Ok((reactors, target))
 }
 
 /// Runs the first reactor here and each of the others in a thread of its own, until all have ended.
@@ -87,32 +87,46 @@ fn run_one(reactor: &Reactor, all: Reactors) -> Result<(), Error> {
     ended.map_err(|error| Error::internal(error.to_string()))
 }
 
-fn listen_to(
-    reactor: &Reactor,
-    options: ListenOptions,
+/// Where to listen, and how long to burn CPU for what comes there.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    target: &'a Target,
+    /// Whether other reactors listen there too.
+    shared: bool,
     spin: Option<Duration>,
-    service: Service,
-) -> Result<Port, ringspun::Error> {
+}
+
+/// Listens, and says where that really is.
+fn listen_to(reactor: &Reactor, place: Place<'_>, service: Service) -> Result<Address, ringspun::Error> {
     match service {
-        Service { way: Way::Push, .. } => listen_with(reactor, options, spin, Push),
-        Service { close_after: 0, .. } => listen_with(reactor, options, spin, Echo),
-        Service { close_after, .. } => listen_with(reactor, options, spin, ClosingEcho { left: close_after }),
+        Service { way: Way::Push, .. } => listen_with(reactor, place, Push),
+        Service { close_after: 0, .. } => listen_with(reactor, place, Echo),
+        Service { close_after, .. } => listen_with(reactor, place, ClosingEcho { left: close_after }),
     }
 }
 
-fn listen_with<P>(
-    reactor: &Reactor,
-    options: ListenOptions,
-    spin: Option<Duration>,
-    protocol: P,
-) -> Result<Port, ringspun::Error>
+fn listen_with<P>(reactor: &Reactor, place: Place<'_>, protocol: P) -> Result<Address, ringspun::Error>
 where
     P: Protocol<Copies<P>> + Protocol<Copies<Slowed<P>>> + Clone,
 {
-    match spin {
-        None => reactor.listen_tcp(options, Copies(protocol)),
-        Some(spin) => reactor.listen_tcp(options, Copies(Slowed { protocol, spin })),
+    match place.spin {
+        None => listen_at(reactor, place, Copies(protocol)),
+        Some(spin) => listen_at(reactor, place, Copies(Slowed { protocol, spin })),
     }
+}
+
+fn listen_at<F: Factory>(
+    reactor: &Reactor,
+    place: Place<'_>,
+    factory: F,
+) -> Result<Address, ringspun::Error> {
+    let port = match place.target {
+        Target::Unix(name) => reactor.listen_unix(name.as_str(), factory)?,
+        Target::Tcp(address) | Target::Udp(address) => {
+            reactor.listen_tcp(ListenOptions::from(*address).reuse_port(place.shared), factory)?
+        }
+    };
+    Ok(port.get_host())
 }
 
 /// Gives each connection a copy of its protocol.

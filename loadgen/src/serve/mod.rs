@@ -5,9 +5,16 @@ mod library;
 mod opponent;
 mod service;
 
-use std::io::{self, BufRead, Write as _};
+use std::{
+    io::{self, BufRead, Write as _},
+    net::{SocketAddr, UdpSocket},
+};
 
-use nix::sys::{prctl, signal::Signal};
+use nix::sys::{
+    prctl,
+    signal::Signal,
+    socket::{setsockopt, sockopt},
+};
 
 pub(crate) use self::service::{Service, Way};
 use crate::{
@@ -28,6 +35,13 @@ trait Served: Send + 'static {
     fn account(&self) -> ServerStats;
     /// Ends it.
     fn end(self);
+}
+
+/// A socket that receives datagrams at this address.
+fn open_udp(address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind(address)?;
+    setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_QUEUE_BYTES)?;
+    Ok(socket)
 }
 
 /// Serves until a signal, or as a child until the parent says stop or ends.

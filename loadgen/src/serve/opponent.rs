@@ -2,7 +2,7 @@
 
 use std::{
     fs, io,
-    net::{SocketAddr, TcpListener, UdpSocket},
+    net::{SocketAddr, TcpListener},
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
         unix::net::{UnixListener, UnixStream},
@@ -16,7 +16,7 @@ use nix::sys::{
     socket::{Backlog, SockFlag, bind, listen, setsockopt, socket, sockopt},
 };
 
-use super::{RECEIVE_QUEUE_BYTES, Served, Service, announce, obey, report};
+use super::{Served, Service, announce, obey, open_udp, report};
 use crate::{
     cli::ServeArgs,
     control::{Identity, Mark, Report, ServerStats},
@@ -48,7 +48,7 @@ pub(super) fn serve(args: &ServeArgs, service: Service) -> Result<(), Error> {
         announce(service.way, &format!("{}, written by hand", args.backend), &target);
         await_signal(opponent)?;
     }
-    let error = raw::serve(prepared, args.backend, service.close_after, &socket, &tallies);
+    let error = raw::serve(prepared, args.backend, service, &socket, &tallies);
     Err(Error::internal(format!("the {} server ended: {error}", args.backend)))
 }
 
@@ -119,11 +119,8 @@ fn open(target: &Target) -> io::Result<(Socket, Target)> {
             listen(&socket, Backlog::new(BACKLOG)?)?;
             Ok((Socket::Unix(UnixListener::from(socket)), target.clone()))
         }
-        Target::Udp(_) => {
-            // The kernel cuts it down to what it allows.
-            setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_QUEUE_BYTES)?;
-            bind(socket.as_raw_fd(), target.address().raw())?;
-            let socket = UdpSocket::from(socket);
+        Target::Udp(address) => {
+            let socket = open_udp(*address)?;
             at(Transport::Udp, socket.local_addr()).map(|bound| (Socket::Udp(socket), bound))
         }
     }

@@ -30,6 +30,8 @@ pub(crate) struct Service {
     /// An echo closes a connection once it has sent so many bytes back on it; 0 is never.
     pub(crate) close_after: usize,
     pub(crate) transport: Transport,
+    /// Bytes of the longest datagram that is received; of no meaning to streams.
+    pub(crate) max_packet_size: usize,
 }
 
 impl Service {
@@ -38,6 +40,9 @@ impl Service {
         let mut flags = vec!["--transport".to_owned(), self.transport.name().to_owned()];
         if self.transport != Transport::Unix {
             flags.extend(["--port".to_owned(), "0".to_owned()]);
+        }
+        if self.transport == Transport::Udp {
+            flags.extend(["--max-packet-size".to_owned(), self.max_packet_size.to_string()]);
         }
         if self.way != Way::default() {
             flags.extend(["--as".to_owned(), self.way.name().to_owned()]);
@@ -74,7 +79,8 @@ mod tests {
     use super::*;
     use crate::spec::Kind;
 
-    const PUSH: Service = Service { way: Way::Push, close_after: 0, transport: Transport::Tcp };
+    const PUSH: Service =
+        Service { way: Way::Push, close_after: 0, transport: Transport::Tcp, max_packet_size: 0 };
 
     #[test]
     fn the_flags_say_what_is_not_the_default() {
@@ -85,6 +91,8 @@ mod tests {
         assert_eq!(closing.flags(), [&tcp[..], &["--close-after", "64"]].concat());
         let unix = Service { transport: Transport::Unix, ..Service::default() };
         assert_eq!(unix.flags(), ["--transport", "unix"], "it takes a name of its own");
+        let udp = Service { transport: Transport::Udp, max_packet_size: 8192, ..Service::default() };
+        assert_eq!(udp.flags(), ["--transport", "udp", "--port", "0", "--max-packet-size", "8192"]);
     }
 
     #[test]

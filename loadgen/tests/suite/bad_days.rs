@@ -174,7 +174,7 @@ fn a_target_that_refuses_is_named() {
     let target = format!("tcp://{}", free.local_addr().expect("bound"));
     drop(free);
     let run = plain(&["run", &target, "-c", "3"]);
-    run.assert_failed(3, &["cannot connect to 127.0.0.1:", "is a server listening there?"]);
+    run.assert_failed(3, &["cannot connect to tcp://127.0.0.1:", "is a server listening there?"]);
     assert!(run.failures("ECONNREFUSED") > 0);
 }
 

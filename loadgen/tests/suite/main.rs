@@ -15,4 +15,6 @@ mod search;
 mod selftest;
 mod serve;
 mod sweeping;
+mod udp;
+mod unix;
 mod wrong_servers;

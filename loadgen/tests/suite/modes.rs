@@ -16,13 +16,14 @@ use serde_json::Value;
 
 use crate::common::{Run, SIZE, answering, assert_valid, loadgen, run, server};
 
-const CLIENTS: [&str; 2] = ["io_uring", "epoll"];
+pub(crate) const CLIENTS: [&str; 2] = ["io_uring", "epoll"];
 /// The size of a message that is nothing but a header, as a greeting.
 const HEADER_BYTES: u64 = 24;
-const SERVERS: [&str; 6] = ["io_uring", "epoll", "threads", "raw-uring", "raw-epoll", "raw-threads"];
+pub(crate) const SERVERS: [&str; 6] =
+    ["io_uring", "epoll", "threads", "raw-uring", "raw-epoll", "raw-threads"];
 
 /// Runs for a short while by this client; what comes later in a line wins, except that -c makes a list.
-fn briefly(client: &str, test: &str, line: &[&str]) -> Run {
+pub(crate) fn briefly(client: &str, test: &str, line: &[&str]) -> Run {
     let usual = ["-d", "250ms", "--warmup", "50ms", "--timeout", "10s", "--client", client];
     let connections: &[&str] = if line.contains(&"-c") { &[] } else { &["-c", "4"] };
     run(&format!("{test}-{client}"), &[&["run"], connections, &usual[..], line].concat())
@@ -34,20 +35,20 @@ fn against(client: &str, test: &str, address: SocketAddr, line: &[&str]) -> Run 
 
 /// The cell that counts: the last, if one was repeated.
 #[track_caller]
-fn cell(run: &Run) -> &Value {
+pub(crate) fn cell(run: &Run) -> &Value {
     run.document()["cells"].as_array().and_then(|cells| cells.last()).expect("a cell")
 }
 
 /// Of all cells, should one have been repeated: a server counts them all.
 #[track_caller]
-fn count(run: &Run, name: &str) -> u64 {
+pub(crate) fn count(run: &Run, name: &str) -> u64 {
     let cells = run.document()["cells"].as_array().expect("cells").iter();
     cells.map(|cell| cell["counts"][name].as_u64().unwrap_or_else(|| panic!("no {name}: {run:#?}"))).sum()
 }
 
 /// Whether a run ended well, with something counted and both accounts, where there are two, in agreement.
 #[track_caller]
-fn assert_right(run: &Run) {
+pub(crate) fn assert_right(run: &Run) {
     assert_eq!(run.code, Some(0), "{run:#?}");
     assert_valid(run.document());
     assert_eq!(run.document()["complete"], true);
@@ -63,7 +64,7 @@ fn assert_right(run: &Run) {
 
 /// Whether a server child gave its account, and it was that of the client.
 #[track_caller]
-fn assert_agreed(run: &Run) {
+pub(crate) fn assert_agreed(run: &Run) {
     assert_right(run);
     let checks = cell(run)["checks"].as_array().expect("checks");
     for name in ["server_accepted_all", "server_received_all"] {
@@ -751,7 +752,7 @@ fn what_has_arrived_by_the_clock_is_answered_or_counted_as_dropped() {
 fn a_target_that_is_refused_at_once_is_named() {
     for client in CLIENTS {
         let run = briefly(client, "refused", &["tcp://255.255.255.255:9"]);
-        run.assert_failed(3, &["connection 0: cannot connect to 255.255.255.255:9"]);
+        run.assert_failed(3, &["connection 0: cannot connect to tcp://255.255.255.255:9"]);
         assert_eq!(run.stderr.lines().filter(|line| line.contains("panicked")).count(), 0, "{run:#?}");
     }
 }

@@ -17,15 +17,15 @@ use nix::{
     sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
 };
 
-use super::DATAGRAM_BYTES;
 use crate::raw::tally::{Counted, Tally};
 
 const BATCH: usize = 64;
 /// Buffers at a power-of-two stride would all fall into the same sets of the first-level cache.
-const STRIDE_BYTES: usize = DATAGRAM_BYTES + 192;
+const STAGGER_BYTES: usize = 192;
 
 /// What one call receives and another one sends. The headers point into the other two, which never move.
 struct Batch {
+    longest: usize,
     headers: Vec<libc::mmsghdr>,
     vectors: Vec<libc::iovec>,
     /// Only read and written by the kernel.
@@ -33,11 +33,11 @@ struct Batch {
     _bytes: Vec<u8>,
 }
 
-pub(super) fn serve(socket: &UdpSocket, tally: &Tally) -> io::Result<()> {
+pub(super) fn serve(socket: &UdpSocket, longest: usize, tally: &Tally) -> io::Result<()> {
     socket.set_nonblocking(true)?;
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     epoll.add(socket, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 0))?;
-    let mut batch = Batch::new();
+    let mut batch = Batch::new(longest);
     loop {
         tally.count(Counted::EpollWait);
         tally.count(Counted::Waits);
@@ -56,13 +56,14 @@ pub(super) fn serve(socket: &UdpSocket, tally: &Tally) -> io::Result<()> {
 }
 
 impl Batch {
-    fn new() -> Self {
-        let mut bytes = vec![0_u8; BATCH * STRIDE_BYTES];
+    fn new(longest: usize) -> Self {
+        let stride = longest + STAGGER_BYTES;
+        let mut bytes = vec![0_u8; BATCH * stride];
         // SAFETY: a sockaddr_storage of zeros is one of no family.
         let mut names: Vec<libc::sockaddr_storage> = vec![unsafe { mem::zeroed() }; BATCH];
         let mut vectors: Vec<libc::iovec> = bytes
-            .chunks_exact_mut(STRIDE_BYTES)
-            .map(|chunk| libc::iovec { iov_base: chunk.as_mut_ptr().cast(), iov_len: DATAGRAM_BYTES })
+            .chunks_exact_mut(stride)
+            .map(|chunk| libc::iovec { iov_base: chunk.as_mut_ptr().cast(), iov_len: longest })
             .collect();
         let header = |(name, vector): (&mut libc::sockaddr_storage, &mut libc::iovec)| {
             // SAFETY: zeros are null pointers and lengths of nothing.
@@ -74,14 +75,14 @@ impl Batch {
             header
         };
         let headers = names.iter_mut().zip(&mut vectors).map(header).collect();
-        Self { headers, vectors, _names: names, _bytes: bytes }
+        Self { longest, headers, vectors, _names: names, _bytes: bytes }
     }
 
     /// Takes what has come, and says how many.
     fn receive(&mut self, socket: RawFd, tally: &Tally) -> io::Result<usize> {
         for (header, vector) in self.headers.iter_mut().zip(&mut self.vectors) {
             header.msg_hdr.msg_namelen = size_of::<libc::sockaddr_storage>() as u32;
-            vector.iov_len = DATAGRAM_BYTES;
+            vector.iov_len = self.longest;
         }
         tally.count(Counted::RecvBatch);
         // SAFETY: there are BATCH headers, each with a name, a vector and a buffer of the lengths that it says, which

@@ -2,11 +2,10 @@
 
 use std::{io, net::UdpSocket};
 
-use super::DATAGRAM_BYTES;
 use crate::raw::tally::{Counted, Tally};
 
-pub(super) fn serve(socket: &UdpSocket, tally: &Tally) -> io::Result<()> {
-    let mut buffer = vec![0; DATAGRAM_BYTES];
+pub(super) fn serve(socket: &UdpSocket, longest: usize, tally: &Tally) -> io::Result<()> {
+    let mut buffer = vec![0; longest];
     loop {
         tally.count(Counted::Recv);
         let (length, peer) = match socket.recv_from(&mut buffer) {

@@ -15,7 +15,6 @@ use io_uring::{
     types::{Fd, Fixed, RecvMsgOut, SubmitArgs, Timespec},
 };
 
-use super::DATAGRAM_BYTES;
 use crate::{
     engine::buffers::{Buffers, Lease},
     raw::{
@@ -29,7 +28,7 @@ const BUFFERS: u16 = 256;
 /// An address of either family.
 const NAME_BYTES: usize = size_of::<libc::sockaddr_in6>();
 /// In front of a datagram lie the kernel's header of four numbers and the address that it came from.
-const BUFFER_BYTES: usize = 16 + NAME_BYTES + DATAGRAM_BYTES;
+const HEAD_BYTES: usize = 16 + NAME_BYTES;
 const GATHER_US: u32 = 40;
 const HOUR: Timespec = Timespec::new().sec(3600);
 
@@ -57,6 +56,7 @@ pub(super) fn serve(
     mut ring: IoUring,
     socket: BorrowedFd<'_>,
     direct: bool,
+    longest: usize,
     tally: &Tally,
 ) -> io::Result<()> {
     let (no_iowait, min_wait) =
@@ -69,7 +69,7 @@ pub(super) fn serve(
         submitter.register_files_update(0, &[socket.0])?;
     }
     // Leaked: operations may be in flight whenever this ends, and the process ends with it.
-    let buffers = Box::leak(Box::new(Buffers::new(GROUP, BUFFERS, BUFFER_BYTES)));
+    let buffers = Box::leak(Box::new(Buffers::new(GROUP, BUFFERS, HEAD_BYTES + longest)));
     // SAFETY: the buffers have just been leaked, so they outlive the ring.
     unsafe { buffers.register(&submitter)? };
     // SAFETY: zeros are null pointers and lengths of nothing.
