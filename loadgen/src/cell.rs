@@ -393,7 +393,11 @@ fn fill_server_costs(
     costs.server_peak_memory_bytes = costs.server_peak_memory_bytes.or(closed.peak_memory_bytes);
     let between = |name: &str| Some(closed.count(name)?.saturating_sub(opened.count(name)?));
     // What is pushed comes in once and goes out to all.
-    let counter = if mode == Mode::Push { "bytes_sent" } else { "bytes_received" };
+    let (counter, size) = match mode {
+        _ if cell.datagrams.is_some() => ("datagrams_received", 1.0),
+        Mode::Push => ("bytes_sent", size),
+        _ => ("bytes_received", size),
+    };
     let requests =
         between(counter).filter(|_| size > 0.0).map(|bytes| bytes as f64 / size).filter(|count| *count > 0.0);
     let per_request = |count: u64| requests.map(|requests| count as f64 / requests);

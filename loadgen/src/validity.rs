@@ -160,20 +160,16 @@ pub(crate) fn of_server(cell: &Cell, last: Option<&ServerStats>) -> Vec<Check> {
     };
     let stopped = Check::required("server_stopped_cleanly", true, "it gave its last account".into());
     // Another program counts nothing for loadgen.
+    if let Some(counts) = cell.datagrams {
+        return [Some(stopped), last.count("datagrams_received").map(|came| all_came(counts, came))]
+            .into_iter()
+            .flatten()
+            .collect();
+    }
     let (Some(accepted), Some(received)) = (last.count("accepted"), last.count("bytes_received")) else {
         return vec![stopped];
     };
     let (made, sent) = (cell.counts.connections_made, cell.counts.bytes_sent_all_phases);
-    if let Some(counts) = cell.datagrams {
-        // What is lost may be a request or a reply.
-        let least = sent.saturating_sub(counts.lost * cell.point.size.largest() as u64);
-        let detail = format!(
-            "the server counts {received} bytes, the client sent {sent}, {} of {} requests lost",
-            counts.lost, counts.sent
-        );
-        let agreed = (least..=sent).contains(&received);
-        return vec![stopped, Check::required("server_received_all", agreed, detail)];
-    }
     let mut checks = vec![
         stopped,
         Check::required(
@@ -189,6 +185,14 @@ pub(crate) fn of_server(cell: &Cell, last: Option<&ServerStats>) -> Vec<Check> {
     ];
     checks.extend(dealt_evenly(&last.accepted_by_reactor));
     checks
+}
+
+/// What is lost may be a request or a reply.
+fn all_came(counts: DatagramCounts, came: u64) -> Check {
+    let DatagramCounts { sent, lost, .. } = counts;
+    let detail =
+        format!("the server counts {came} datagrams, the client sent {sent}, and counts {lost} as lost");
+    Check::required("server_received_all", (sent.saturating_sub(lost)..=sent).contains(&came), detail)
 }
 
 /// Whether several reactors got about as many connections each, as they do by a good hash.

@@ -13,6 +13,7 @@ use std::{
 pub(crate) enum Counted {
     Accepted,
     BytesReceived,
+    DatagramsReceived,
     Events,
     Waits,
     IoUringEnter,
@@ -28,9 +29,10 @@ pub(crate) enum Counted {
 
 use Counted as C;
 
-const COUNTS: [(C, &str); 4] = [
+const COUNTS: [(C, &str); 5] = [
     (C::Accepted, "accepted"),
     (C::BytesReceived, "bytes_received"),
+    (C::DatagramsReceived, "datagrams_received"),
     (C::Events, "events"),
     (C::Waits, "waits"),
 ];

@@ -9,11 +9,11 @@ use std::{
 };
 
 use ringspun::{
-    Address, Backend, Count, Cx, Factory, Limits, ListenOptions, Peer, Protocol, Reactor, ReactorHandle,
-    Stats, Syscall, UringOptions, WaitPolicy, Write,
+    Address, Backend, Count, Cx, DatagramCx, DatagramProtocol, Factory, Limits, ListenOptions, Peer, Port,
+    Protocol, Reactor, ReactorHandle, Stats, Syscall, UringOptions, WaitPolicy, Write,
 };
 
-use super::{Served, Service, Way, announce, conclude, obey, report};
+use super::{Served, Service, Way, announce, cannot_listen, conclude, obey, open_udp, report};
 use crate::{
     cli::ServeArgs,
     control::{Identity, Report, ServerStats},
@@ -49,7 +49,7 @@ fn listen(args: &ServeArgs, service: Service) -> Result<(Vec<Reactor>, Target), 
     for _ in 0..args.reactors {
         let reactor = build(args.backend, service.way)?;
         let place = Place { target: &target, shared: args.reactors > 1, spin: args.spin_per_message };
-        let host = listen_to(&reactor, place, service).map_err(|error| Error::machine(error.to_string()))?;
+        let host = listen_to(&reactor, place, service)?;
         if let (Target::Tcp(address) | Target::Udp(address), Some(bound)) = (&mut target, host.socket_addr())
         {
             *address = bound;
@@ -97,15 +97,24 @@ struct Place<'a> {
 }
 
 /// Listens, and says where that really is.
-fn listen_to(reactor: &Reactor, place: Place<'_>, service: Service) -> Result<Address, ringspun::Error> {
-    match service {
+fn listen_to(reactor: &Reactor, place: Place<'_>, service: Service) -> Result<Address, Error> {
+    let told = |error: ringspun::Error| Error::machine(error.to_string());
+    if let Target::Udp(address) = place.target {
+        // Bound here, for the receive queue that the opponents have.
+        let socket = open_udp(*address).map_err(|error| cannot_listen(place.target, &error))?;
+        let echo = DatagramEcho { spin: place.spin };
+        let port = reactor.adopt_datagram_port(socket.into(), service.max_packet_size, echo);
+        return port.map(|port| port.get_host()).map_err(told);
+    }
+    let port = match service {
         Service { way: Way::Push, .. } => listen_with(reactor, place, Push),
         Service { close_after: 0, .. } => listen_with(reactor, place, Echo),
         Service { close_after, .. } => listen_with(reactor, place, ClosingEcho { left: close_after }),
-    }
+    };
+    port.map(|port| port.get_host()).map_err(told)
 }
 
-fn listen_with<P>(reactor: &Reactor, place: Place<'_>, protocol: P) -> Result<Address, ringspun::Error>
+fn listen_with<P>(reactor: &Reactor, place: Place<'_>, protocol: P) -> Result<Port, ringspun::Error>
 where
     P: Protocol<Copies<P>> + Protocol<Copies<Slowed<P>>> + Clone,
 {
@@ -115,18 +124,13 @@ where
     }
 }
 
-fn listen_at<F: Factory>(
-    reactor: &Reactor,
-    place: Place<'_>,
-    factory: F,
-) -> Result<Address, ringspun::Error> {
-    let port = match place.target {
-        Target::Unix(name) => reactor.listen_unix(name.as_str(), factory)?,
+fn listen_at<F: Factory>(reactor: &Reactor, place: Place<'_>, factory: F) -> Result<Port, ringspun::Error> {
+    match place.target {
+        Target::Unix(name) => reactor.listen_unix(name.as_str(), factory),
         Target::Tcp(address) | Target::Udp(address) => {
-            reactor.listen_tcp(ListenOptions::from(*address).reuse_port(place.shared), factory)?
+            reactor.listen_tcp(ListenOptions::from(*address).reuse_port(place.shared), factory)
         }
-    };
-    Ok(port.get_host())
+    }
 }
 
 /// Gives each connection a copy of its protocol.
@@ -192,6 +196,19 @@ impl<F> Protocol<F> for Push {
     }
 }
 
+/// Sends every datagram back to where it came from.
+struct DatagramEcho {
+    spin: Option<Duration>,
+}
+
+impl DatagramProtocol for DatagramEcho {
+    fn datagram_received(&mut self, cx: &mut DatagramCx<'_, Self>, data: &[u8], from: &Address) {
+        self.spin.into_iter().for_each(burn);
+        // What has no room is lost, as datagrams are.
+        let _ = cx.transport.write(data, from);
+    }
+}
+
 /// Burns CPU before it passes on what comes.
 #[derive(Clone)]
 struct Slowed<P> {
@@ -201,16 +218,20 @@ struct Slowed<P> {
 
 impl<F, P: Protocol<F>> Protocol<F> for Slowed<P> {
     fn data_received(&mut self, cx: &mut Cx<'_, F>, data: &[u8]) {
-        // By the clock on the wall: asking for the thread's own is a system call, longer than what is planted.
-        let start = Instant::now();
-        while start.elapsed() < self.spin {
-            hint::spin_loop();
-        }
+        burn(self.spin);
         self.protocol.data_received(cx, data);
     }
 
     fn resume_writing(&mut self, cx: &mut Cx<'_, F>) {
         self.protocol.resume_writing(cx);
+    }
+}
+
+/// By the clock on the wall: asking for the thread's own is a system call, longer than what is planted.
+fn burn(spin: Duration) {
+    let start = Instant::now();
+    while start.elapsed() < spin {
+        hint::spin_loop();
     }
 }
 

@@ -44,6 +44,10 @@ fn open_udp(address: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
+fn cannot_listen(target: &Target, error: &io::Error) -> Error {
+    Error::machine(format!("cannot listen on {target}: {error}; choose another address"))
+}
+
 /// Serves until a signal, or as a child until the parent says stop or ends.
 pub(crate) fn serve(args: &ServeArgs) -> Result<(), Error> {
     // Whoever has started another program must outlive the parent, to end that.
@@ -103,6 +107,9 @@ fn announce(way: Way, server: &str, target: &Target) {
 fn sum_up(stats: &ServerStats) {
     let count = |name| stats.count(name).unwrap_or(0);
     let mut text = format!("{} connections, {} bytes received\n", count("accepted"), count("bytes_received"));
+    if count("datagrams_received") > 0 {
+        text = format!("{} datagrams received\n", count("datagrams_received"));
+    }
     for (name, count) in stats.syscalls.iter().filter(|(_, count)| **count > 0) {
         text.push_str(&format!("{name} {count}\n"));
     }

@@ -16,7 +16,7 @@ use nix::sys::{
     socket::{Backlog, SockFlag, bind, listen, setsockopt, socket, sockopt},
 };
 
-use super::{Served, Service, announce, obey, open_udp, report};
+use super::{Served, Service, announce, cannot_listen, obey, open_udp, report};
 use crate::{
     cli::ServeArgs,
     control::{Identity, Mark, Report, ServerStats},
@@ -30,9 +30,7 @@ const BACKLOG: i32 = 1024;
 
 pub(super) fn serve(args: &ServeArgs, service: Service) -> Result<(), Error> {
     let wanted = args.target()?;
-    let (socket, target) = open(&wanted).map_err(|error| {
-        Error::machine(format!("cannot listen on {wanted}: {error}; choose another address"))
-    })?;
+    let (socket, target) = open(&wanted).map_err(|error| cannot_listen(&wanted, &error))?;
     let prepared = raw::prepare(args.backend).map_err(|error| {
         Error::machine(format!(
             "{} is not available: {error}; it needs Linux 6.2 that allows io_uring",

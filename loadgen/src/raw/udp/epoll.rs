@@ -93,9 +93,9 @@ impl Batch {
             Err(Errno::EAGAIN | Errno::EINTR) => 0,
             Err(errno) => return Err(errno.into()),
         };
+        tally.add(Counted::DatagramsReceived, count as u64);
         for (header, vector) in self.headers[..count].iter().zip(&mut self.vectors) {
             vector.iov_len = header.msg_len as usize;
-            tally.add(Counted::BytesReceived, header.msg_len.into());
         }
         Ok(count)
     }

@@ -12,7 +12,7 @@ pub(super) fn serve(socket: &UdpSocket, longest: usize, tally: &Tally) -> io::Re
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             received => received?,
         };
-        tally.add(Counted::BytesReceived, length as u64);
+        tally.count(Counted::DatagramsReceived);
         tally.count(Counted::Send);
         // Whoever is not there any more misses nothing.
         let _ = socket.send_to(&buffer[..length], peer);

@@ -145,7 +145,7 @@ impl Server<'_> {
             let lease = self.buffers.lease(id, result.max(0) as usize);
             if let Ok(datagram) = RecvMsgOut::parse(self.buffers.bytes(&lease), self.header) {
                 let (name, bytes) = (datagram.name_data(), datagram.payload_data());
-                self.tally.add(Counted::BytesReceived, bytes.len() as u64);
+                self.tally.count(Counted::DatagramsReceived);
                 let (start, length) = (bytes.as_ptr(), bytes.len() as u32);
                 let send = |send: opcode::Send| {
                     let send = send.flags(libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL);
