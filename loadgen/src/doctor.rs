@@ -11,7 +11,7 @@ use crate::{
     error::{Error, Exit},
     layout::{self, Allowed, Layout},
     machine::{self, DESCRIPTORS_OWN},
-    pinning, report,
+    pinning, report, serve,
     units::{self, grouped},
 };
 
@@ -19,6 +19,8 @@ use crate::{
 const BYTES_A_CONNECTION: u64 = 20 << 10;
 /// What a thread of the server adds: its stack in the kernel, its own, its receive buffer.
 const BYTES_A_THREAD: u64 = 48 << 10;
+/// What a small datagram that waits is counted as, by half: the kernel doubles what a receive queue is asked to hold.
+const BYTES_A_DATAGRAM: u64 = 384;
 /// A thread's stack and its guard page.
 const MAPPINGS_A_THREAD: u64 = 2;
 /// What the processes need beside their connections.
@@ -135,6 +137,12 @@ fn limits(connections: u64) -> Vec<Limit> {
             value: sysctl("net.core.somaxconn"),
             needed: engine::CONNECTING_MAX as u64,
             remedy: set("net.core.somaxconn", 1_024),
+        },
+        Limit {
+            what: "UDP: bytes that may wait (net.core.rmem_max)",
+            value: sysctl("net.core.rmem_max"),
+            needed: (connections * BYTES_A_DATAGRAM).min(serve::RECEIVE_QUEUE_BYTES as u64),
+            remedy: set("net.core.rmem_max", serve::RECEIVE_QUEUE_BYTES as u64),
         },
         Limit {
             what: "memory that is available",

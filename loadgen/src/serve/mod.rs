@@ -27,7 +27,7 @@ use crate::{
 
 /// What datagrams may wait in at most before a server: 1,000 clients that ask at once fill the usual queue. The kernel
 /// allows less where net.core.rmem_max is smaller.
-const RECEIVE_QUEUE_BYTES: usize = 4 << 20;
+pub(crate) const RECEIVE_QUEUE_BYTES: usize = 4 << 20;
 
 /// A server that runs, as another thread of its process sees it.
 trait Served: Send + 'static {

@@ -79,7 +79,7 @@ fn in_every_manner(client: &str) {
     for backend in SERVERS {
         for (name, line) in manners {
             let test = format!("udp-{name}-{backend}");
-            let line = [&["--transport", "udp", "--backend", backend], line].concat();
+            let line = [&["--transport", "udp", "--backend", backend, "--timeout", "3s"], line].concat();
             let run = briefly(client, &test, &line);
             assert_right(&run);
             let settings = &run.document()["settings"];
