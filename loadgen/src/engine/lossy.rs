@@ -59,6 +59,8 @@ enum Fault {
     Delay,
     Deaf,
     Repeats,
+    /// The same, of replies that come late.
+    RepeatsLate,
     Shortens,
     Flips,
     /// Answers come to another socket.
@@ -111,6 +113,7 @@ impl Network {
             Fault::Deaf => copies = 0,
             Fault::Delay if self.dice.one_in(8) => due = now + 2 * TIMEOUT,
             Fault::Repeats if self.dice.one_in(8) => copies = 2,
+            Fault::RepeatsLate if self.dice.one_in(8) => (due, copies) = (now + 2 * TIMEOUT, 2),
             Fault::Shortens if self.dice.one_in(8) => bytes.truncate(30),
             Fault::Flips if self.dice.one_in(8) => bytes[40] ^= 1,
             Fault::Misdelivers if self.dice.one_in(8) => to = (socket + self.sharing) % self.slots.len(),
@@ -369,6 +372,16 @@ fn what_is_wrong_with_a_datagram_is_named() {
             assert_eq!(error.exit, exit, "{fault:?}: {error}");
             assert!(error.to_string().contains(words), "{fault:?}: {error}");
         }
+    }
+}
+
+#[test]
+fn what_comes_late_may_come_once_only() {
+    let error = first_error(&load(), Fault::RepeatsLate);
+    assert!(error.to_string().contains("once more"), "{error}");
+    for seed in 1..=SEEDS {
+        let counts = simulate(&load(), Fault::RepeatsLate, seed).0.datagrams.expect("they are datagrams");
+        assert!(counts.late <= counts.lost, "seed {seed}: {counts:?}");
     }
 }
 
