@@ -26,6 +26,9 @@ use crate::{
     message::{self, Finding},
 };
 
+/// What connecting may take, which asks nobody else.
+const CONNECTING: Duration = Duration::from_secs(30);
+
 /// What became of datagrams, in all phases unless it says otherwise. Sent are as many as were answered, lost or
 /// outstanding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -171,7 +174,7 @@ impl<W: Wire> Datagrams<'_, W> {
                 self.enter_phase(Phase::Warmup, now);
                 self.begin_asking(now);
             }
-            Phase::Ramp if spent > self.load.timeout.max(TICK) => {
+            Phase::Ramp if spent > CONNECTING => {
                 self.failures.connect(self.connected, &self.load.target, Errno::ETIMEDOUT);
             }
             Phase::Warmup if spent >= self.load.warmup => {
