@@ -215,8 +215,10 @@ fn i1_a_writer_is_called_as_long_as_there_is_room(setup: &Setup) {
     // Twice over: whoever makes room has it called again.
     let mut read = 0;
     for round in 2..4 {
-        theirs.read_exact(&mut vec![0; total.get() - read]).unwrap();
-        read = total.get();
+        // What is written meanwhile is read the next time.
+        let now = total.get();
+        theirs.read_exact(&mut vec![0; now - read]).unwrap();
+        read = now;
         journal.wait_notes("full", round);
     }
     watch.remove_writer();
