@@ -326,10 +326,13 @@ fn u1_a_connected_port_hears_its_peer_only(setup: &Setup) {
     let running = Running::start(setup.reactor());
     let (journal, peer, stranger) = (Journal::default(), udp(), udp());
     let to = Address::Udp(peer.local_addr().unwrap());
-    let talker = Talker::echo(&journal).on_start(move |cx| cx.transport.connect(&to).unwrap());
+    let note = journal.clone();
+    let talker = Talker::echo(&journal).on_start(move |cx| {
+        cx.transport.connect(&to).unwrap();
+        note.note("connected");
+    });
     let port = running.reactor.listen_udp(("127.0.0.1", 0), talker).unwrap();
-    journal.wait_for(Event::Started);
-    running.call(|_| ());
+    journal.wait_note("connected");
     let _ = stranger.send_to(b"stranger", address(&port));
     assert_eq!(ask(&peer, address(&port), b"friend"), b"friend");
     assert!(!journal.has(&Event::Data(0, b"stranger".to_vec())));
