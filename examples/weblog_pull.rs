@@ -49,7 +49,7 @@ impl Protocol<WebLogFactory> for WebLog {
 
 fn main() -> ExitCode {
     common::run(8888, LevelFilter::Info, |port| {
-        let hits = Follower::at_end()?;
+        let hits = Follower::at_end(webloglib::LOG)?;
         let reactor = Reactor::builder().build().map_err(io::Error::other)?;
         reactor.listen_tcp(port, WebLogFactory { hits }).map_err(io::Error::other)?;
         reactor.run().map_err(io::Error::other)

@@ -34,7 +34,7 @@ impl Factory for WebLogFactory {
     type Protocol = WebLog;
 
     fn build_protocol(&mut self, _peer: &mut Peer<'_>) -> Option<WebLog> {
-        let hits = Follower::at_end();
+        let hits = Follower::at_end(webloglib::LOG);
         hits.map(|hits| WebLog { hits }).inspect_err(|error| log::error!("{error}")).ok()
     }
 }

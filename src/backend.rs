@@ -24,6 +24,7 @@ pub(crate) mod diagnosis;
 pub(crate) mod epoll;
 pub(crate) mod memory;
 pub(crate) mod threads;
+pub(crate) mod treadmill;
 pub(crate) mod uring;
 pub(crate) mod watching;
 
@@ -33,8 +34,9 @@ use crate::{
     address::Address,
     error::Errno,
     id::{ConnId, PortKey, WatchKey},
+    network::Listening,
     output::Batch,
-    sys::{DatagramSocket, Datagrams, Listener, Name, Socket},
+    sys::{self, DatagramSocket, Datagrams, Name, Socket},
 };
 
 use self::watching::{Readiness, Watcher};
@@ -97,12 +99,42 @@ pub(crate) struct DatagramsSent {
 pub(crate) trait Sockets {
     /// Lends the descriptor of an adopted connection.
     fn lend(&mut self, id: ConnId, ask: &mut dyn FnMut(BorrowedFd<'_>)) -> io::Result<()>;
+
+    /// The other end's address.
+    fn peer_address(&mut self, id: ConnId) -> Option<Address> {
+        asked(|ask| self.lend(id, ask), sys::peer_address).ok().flatten()
+    }
+
+    /// This end's address.
+    fn local_address(&mut self, id: ConnId) -> Option<Address> {
+        asked(|ask| self.lend(id, ask), sys::local_address).ok().flatten()
+    }
+
+    /// Reads TCP_NODELAY, after setting it if `set` says so.
+    fn no_delay(&mut self, id: ConnId, set: Option<bool>) -> io::Result<bool> {
+        asked(|ask| self.lend(id, ask), |fd| sys::no_delay(fd, set))?
+    }
+
+    /// Reads SO_KEEPALIVE, after setting it if `set` says so.
+    fn keep_alive(&mut self, id: ConnId, set: Option<bool>) -> io::Result<bool> {
+        asked(|ask| self.lend(id, ask), |fd| sys::keep_alive(fd, set))?
+    }
+}
+
+/// What `ask` answers about the descriptor that `lend` lends.
+fn asked<R>(
+    lend: impl FnOnce(&mut dyn FnMut(BorrowedFd<'_>)) -> io::Result<()>,
+    ask: impl Fn(BorrowedFd<'_>) -> R,
+) -> io::Result<R> {
+    let mut answer = None;
+    lend(&mut |fd| answer = Some(ask(fd)))?;
+    answer.ok_or_else(|| io::ErrorKind::NotConnected.into())
 }
 
 /// One way of having the kernel do network I/O. See the top of this file for the contract.
 pub(crate) trait Proactor: Watcher {
     /// Starts accepting.
-    fn listen(&mut self, port: PortKey, listener: Arc<Listener>);
+    fn listen(&mut self, port: PortKey, listener: Listening);
     /// Accepts again after [`Event::AcceptFailed`].
     fn accept_again(&mut self, port: PortKey);
     /// Accepts and closes the peers that wait, by means of a reserved descriptor; how many.

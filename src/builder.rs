@@ -6,6 +6,7 @@ use crate::{
     backend::{diagnosis, uring},
     error::Error,
     limits::Limits,
+    network::Network,
     options::{Backend, BackendInfo, Config, UringOptions},
     reactor::{Core, Reactor, take_number},
     sys,
@@ -95,9 +96,20 @@ impl ReactorBuilder {
         let info = self.choose_backend(
             env::var_os(VARIABLE).map(|word| word.to_string_lossy().into_owned()).as_deref(),
         )?;
+        Ok(Reactor { core: Arc::new(self.core(info)?) })
+    }
+
+    /// Builds a reactor over a network that is only memory. Signals are not for it.
+    pub(crate) fn build_in_memory(self, network: Arc<Network>) -> Result<Reactor, Error> {
+        self.config.limits.check()?;
+        let info = self.info(Backend::Memory, None, "chosen by the test".to_owned());
+        let core = self.signals(false).core(info)?;
+        Ok(Reactor { core: Arc::new(core.in_memory(network)) })
+    }
+
+    fn core(self, info: BackendInfo) -> Result<Core, Error> {
         let waker = sys::Waker::new().map_err(Error::system("making an eventfd to wake the loop"))?;
-        let number = take_number()?;
-        Ok(Reactor { core: Arc::new(Core::new(number, self.config, info, waker)) })
+        Ok(Core::new(take_number()?, self.config, info, waker))
     }
 
     fn choose_backend(&self, variable: Option<&str>) -> Result<BackendInfo, Error> {
@@ -123,6 +135,11 @@ impl ReactorBuilder {
                     log::warn!("falling back to epoll: {why}");
                     self.info(Backend::Epoll, None, why)
                 }
+            }),
+            Backend::Memory => Err(Error::Backend {
+                backend: backend.name(),
+                cause: "a program cannot run on it".to_owned(),
+                remedy: "build a ringspun::testing::MemoryReactor, which a test turns".to_owned(),
             }),
             Backend::Epoll | Backend::Threads => Ok(self.info(backend, None, why.to_owned())),
         }

@@ -63,7 +63,7 @@ impl DelayedCall {
     /// # Errors
     /// If it has been called or cancelled before.
     pub fn reset(&self, delay: Duration) -> Result<(), DelayedCallError> {
-        self.reschedule(|_| deadline_after(Instant::now(), delay))
+        self.reschedule(|core, _| deadline_after(core.clock.now(), delay))
     }
 
     /// Makes the call come `extra` later than it was to come.
@@ -71,14 +71,14 @@ impl DelayedCall {
     /// # Errors
     /// If it has been called or cancelled before.
     pub fn delay(&self, extra: Duration) -> Result<(), DelayedCallError> {
-        self.reschedule(|deadline| deadline_after(deadline, extra))
+        self.reschedule(|_, deadline| deadline_after(deadline, extra))
     }
 
-    fn reschedule(&self, new: impl FnOnce(Instant) -> Instant) -> Result<(), DelayedCallError> {
+    fn reschedule(&self, new: impl FnOnce(&Core, Instant) -> Instant) -> Result<(), DelayedCallError> {
         let core = self.core.upgrade().ok_or_else(|| self.dead())?;
         let mut timers = core.timers();
         let deadline = timers.deadline(self.key).ok_or_else(|| self.dead())?;
-        timers.reschedule(self.key, new(deadline));
+        timers.reschedule(self.key, new(&core, deadline));
         drop(timers);
         core.wake();
         Ok(())

@@ -259,8 +259,8 @@ impl Reactor {
 
     fn watch(&self, descriptor: Box<dyn Descriptor>, wanted: u8) -> Result<WatchedDescriptor, Error> {
         let fd = descriptor.as_fd();
-        let file =
-            WatchedFile::of(fd).map_err(|cause| Error::CannotWatch { descriptor: fd.as_raw_fd(), cause })?;
+        let file = self.in_kernel().and_then(|()| WatchedFile::of(fd));
+        let file = file.map_err(|cause| Error::CannotWatch { descriptor: fd.as_raw_fd(), cause })?;
         let handle = WatchedDescriptor {
             core: Arc::downgrade(&self.core),
             key: WatchKey(self.core.next_key()),

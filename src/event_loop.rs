@@ -2,12 +2,13 @@
 //! from other threads in between.
 //!
 //! One turn: due timers, queued commands, settle what changed (one send a connection), wait,
-//! dispatch what happened. `ports.rs`, `connecting.rs` and `descriptors.rs` beside this file hold what happens to
-//! listening ports, to connection attempts and to foreign descriptors.
+//! dispatch what happened. `hosts.rs`, `ports.rs`, `connecting.rs` and `descriptors.rs` beside this file hold what happens to
+//! factories, to listening ports, to connection attempts and to foreign descriptors.
 
 mod connecting;
 mod datagrams;
 mod descriptors;
+mod hosts;
 mod ports;
 
 use std::{
@@ -25,12 +26,9 @@ use crate::{
     connection::{AnyProducer, Arrival, Filters, Produce, Step},
     driver::{Driver, OpenPort, WAIT_MAX, call_triggers, end_by_stop, make_call},
     error::Error,
-    host::{
-        Env, FactoryEvent, Host, HostSeed, Panicked, ProtocolEvent, caught, drop_quietly, tell_filters_lost,
-    },
+    host::{Env, FactoryEvent, Host, Panicked, ProtocolEvent, caught, drop_quietly, tell_filters_lost},
     id::{ConnId, HostKey, PortKey, WatchKey},
     producer,
-    protocol::ErasedCall,
     reactor::{Command, Core, Reactor, State, TimerCall},
     reason::{Loss, Reason},
     stats::{Count, Counters},
@@ -88,45 +86,72 @@ pub(crate) struct EventLoop {
 pub(crate) fn run(reactor: Reactor, backend: Box<dyn Proactor>) -> Result<(), Error> {
     let core = Arc::clone(&reactor.core);
     let _here = core.run_here();
-    let mut event_loop = EventLoop {
-        counters: Arc::clone(&core.counters),
-        table: Table::new(core.number, core.config.limits.clone(), &core.budget),
-        reactor,
-        answers_at_once: backend.queues_sends(),
-        backend,
-        hosts: Slab::new(),
-        host_slots: HashMap::new(),
-        ports: HashMap::new(),
-        datagrams: DatagramPorts::default(),
-        attempts: Attempts::default(),
-        watches: Watches::default(),
-        deadlines: TimerQueue::default(),
-        now: Instant::now(),
-        starting: false,
-        stopping: false,
-        failed: None,
-        commands: VecDeque::new(),
-        settling: Vec::new(),
-        later: Vec::new(),
-    };
-    event_loop.run()
+    let mut event_loop = EventLoop::new(reactor, backend);
+    event_loop.start();
+    while event_loop.go_on() {}
+    event_loop.end()
 }
 
+/// What `run` does, for those who have a say in when the next turn comes.
 impl EventLoop {
-    fn run(&mut self) -> Result<(), Error> {
+    pub(crate) fn new(reactor: Reactor, backend: Box<dyn Proactor>) -> Self {
+        let core = &reactor.core;
+        Self {
+            counters: Arc::clone(&core.counters),
+            table: Table::new(core.number, core.config.limits.clone(), &core.budget),
+            answers_at_once: backend.queues_sends(),
+            backend,
+            hosts: Slab::new(),
+            host_slots: HashMap::new(),
+            ports: HashMap::new(),
+            datagrams: DatagramPorts::default(),
+            attempts: Attempts::default(),
+            watches: Watches::default(),
+            deadlines: TimerQueue::default(),
+            now: core.clock.now(),
+            starting: false,
+            stopping: false,
+            failed: None,
+            commands: VecDeque::new(),
+            settling: Vec::new(),
+            later: Vec::new(),
+            reactor,
+        }
+    }
+
+    /// Carries out what was queued before `run`.
+    pub(crate) fn start(&mut self) {
         self.starting = true;
         self.run_commands();
         self.starting = false;
-        while !self.is_over() {
-            if let Err(error) = self.turn() {
-                self.collapse(Error::System { doing: "waiting for the kernel", cause: error });
-                break;
-            }
+    }
+
+    /// Does one turn; `false` when all is over.
+    pub(crate) fn go_on(&mut self) -> bool {
+        if self.is_over() {
+            return false;
         }
+        let turned = self.turn();
+        if let Err(error) = turned {
+            self.collapse(Error::System { doing: "waiting for the kernel", cause: error });
+            return false;
+        }
+        true
+    }
+
+    /// Drops the factories; what the loop failed of, if it did.
+    pub(crate) fn end(&mut self) -> Result<(), Error> {
         self.hosts.drain().for_each(drop_quietly);
         self.failed.take().map_or(Ok(()), Err)
     }
 
+    /// Timed calls and deadlines of connections that are still to come.
+    pub(crate) fn pending_calls(&self) -> usize {
+        self.core().timers().count() + self.deadlines.count()
+    }
+}
+
+impl EventLoop {
     /// The kernel has failed the loop itself: everybody is told, then it is over.
     fn collapse(&mut self, error: Error) {
         log::error!("{error}; the reactor ends");
@@ -145,7 +170,7 @@ impl EventLoop {
     }
 
     fn turn(&mut self) -> io::Result<()> {
-        self.now = Instant::now();
+        self.now = self.core().clock.now();
         let timers_left = self.run_timers();
         self.run_commands();
         self.mind_signals();
@@ -158,7 +183,7 @@ impl EventLoop {
         let timeout = if timers_left { Duration::ZERO } else { self.timeout() };
         self.counters.add(Count::Waits, 1);
         self.backend.wait(timeout)?;
-        self.now = Instant::now();
+        self.now = self.core().clock.now();
         self.dispatch_events();
         Ok(())
     }
@@ -179,7 +204,7 @@ impl EventLoop {
         }
         let calls = self.core().timers().next_deadline();
         let next = calls.into_iter().chain(self.deadlines.next_deadline()).min();
-        next.map_or(WAIT_MAX, |next| next.saturating_duration_since(Instant::now()).min(WAIT_MAX))
+        next.map_or(WAIT_MAX, |next| next.saturating_duration_since(self.core().clock.now()).min(WAIT_MAX))
     }
 
     /// Begins to stop, once: ports close, attempts fail, connections are lost.
@@ -290,71 +315,6 @@ impl Driver for EventLoop {
             log::info!("Stopping factory {}", self.hosts[slot].name);
             let _ = self.tell_factory(key, FactoryEvent::Stop);
             self.drop_if_forgotten(slot);
-        }
-    }
-}
-
-/// Hosts.
-impl EventLoop {
-    fn add_host(&mut self, key: HostKey, name: &'static str, seed: ErasedCall) {
-        let Ok(seed) = seed.downcast::<HostSeed>() else { return };
-        let host = seed.0.on_loop();
-        let slot =
-            self.hosts.insert(HostSlot { key, name, host, users: 0, connections: 0, forgotten: false });
-        self.host_slots.insert(key, slot);
-    }
-
-    /// Counts a port or connector of a factory; the first one starts the factory.
-    fn use_host(&mut self, key: HostKey) -> Result<(), Error> {
-        let Some(slot) = self.host_slots.get(&key).copied() else { return Ok(()) };
-        self.hosts[slot].users += 1;
-        if self.hosts[slot].users > 1 {
-            return Ok(());
-        }
-        log::info!("Starting factory {}", self.hosts[slot].name);
-        self.tell_factory(key, FactoryEvent::Start).map_err(|cause| {
-            self.hosts[slot].users -= 1;
-            Error::StartFactory { factory: self.hosts[slot].name, cause }
-        })
-    }
-
-    fn forget_host(&mut self, key: HostKey) {
-        if let Some(slot) = self.host_slots.get(&key).copied() {
-            self.hosts[slot].forgotten = true;
-            self.drop_if_forgotten(slot);
-        }
-    }
-
-    /// Drops a factory that no handle, port, connector or connection names any more.
-    fn drop_if_forgotten(&mut self, slot: usize) {
-        let host = &self.hosts[slot];
-        if host.forgotten && host.users == 0 && host.connections == 0 {
-            let host = self.hosts.remove(slot);
-            self.host_slots.remove(&host.key);
-            drop_quietly(host);
-        }
-    }
-
-    fn tell_factory(&mut self, key: HostKey, event: FactoryEvent<'_>) -> io::Result<()> {
-        let Some(slot) = self.host_slots.get(&key).copied() else { return Ok(()) };
-        let mut link = LoopLink { table: &mut self.table, sockets: self.backend.sockets() };
-        let env = Env { link: &mut link, reactor: &self.reactor, host: key };
-        self.hosts[slot].host.tell_factory(env, event)
-    }
-
-    fn call_factory(&mut self, key: HostKey, call: ErasedCall) {
-        if self.host_slots.contains_key(&key) {
-            let _ = self.tell_factory(key, FactoryEvent::Call(call));
-        } else {
-            drop_quietly(call);
-        }
-    }
-
-    fn call_protocol(&mut self, id: ConnId, call: ErasedCall) {
-        if self.table.get(id).is_some_and(|entry| entry.stage == Stage::Made) {
-            self.tell(id, ProtocolEvent::Call(call));
-        } else {
-            drop_quietly(call);
         }
     }
 }

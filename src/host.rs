@@ -6,6 +6,7 @@
 
 use std::{
     any::Any,
+    cell::RefCell,
     io,
     os::fd::OwnedFd,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -136,12 +137,25 @@ pub(crate) fn caught<R>(run: impl FnOnce() -> R) -> Result<R, Panicked> {
     catch_unwind(AssertUnwindSafe(run)).map_err(|payload| {
         let text = panic_text(&*payload);
         log::error!("a callback panicked: {text}");
+        NOTED.with_borrow_mut(|noted| noted.iter_mut().for_each(|noted| noted.push(text.clone())));
         // The payload is the program's too, and so is its Drop.
         if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
             std::mem::forget(second);
         }
         text
     })
+}
+
+thread_local! {
+    /// The panics that were caught on this thread, while somebody wants to know them.
+    static NOTED: RefCell<Option<Vec<String>>> = const { RefCell::new(None) };
+}
+
+/// Notes what callbacks panic with while `run` runs, behind what is noted already.
+pub(crate) fn note_panics(noted: &mut Vec<Panicked>, run: impl FnOnce()) {
+    let outer = NOTED.replace(Some(std::mem::take(noted)));
+    run();
+    *noted = NOTED.replace(outer).unwrap_or_default();
 }
 
 /// Drops what belongs to the program: a panic in its Drop ends nothing but that.

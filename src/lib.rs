@@ -39,6 +39,7 @@
 //! * [`Port`], [`Connector`], [`DelayedCall`]: what listening, connecting and scheduling return.
 //! * [`DatagramProtocol`]: what a program implements for UDP and Unix datagrams, whose port is its transport.
 //! * [`Descriptor`]: what a program reads and writes by itself when the reactor says that it is ready.
+//! * [`testing`]: the reactor in memory, by a clock that a test moves.
 //! * [`Limits`], [`Stats`], [`Reason`]: what protects a server, what it has done, why a connection ended.
 //!
 //! # Which backend am I on?
@@ -67,6 +68,7 @@
 //! | `reactor.addReader`, `addWriter`, `removeReader`, `removeWriter` | [`Reactor::add_reader`], [`Reactor::add_writer`]; [`WatchedDescriptor`] |
 //! | `IReadDescriptor`, `IWriteDescriptor`, `fileno` | [`Descriptor`], `as_fd` |
 //! | `ConnectionFdescWentAway` | [`DescriptorLost::WentAway`] |
+//! | `reactor.seconds` | [`Reactor::now`] |
 //! | `reactor.callWhenRunning`, `callFromThread` | [`Reactor::call_when_running`], [`Reactor::call_from_thread`] |
 //! | `Protocol.makeConnection`, `connectionMade` | [`Protocol::connection_made`] |
 //! | `Protocol.dataReceived`, `connectionLost` | [`Protocol::data_received`], [`Protocol::connection_lost`] |
@@ -95,6 +97,8 @@
 //! | `ConnectionDone`, `ConnectionLost`, `ConnectionAborted` | [`Reason::Done`], [`Reason::Lost`], [`Reason::Aborted`] |
 //! | `ConnectionRefusedError`, `TimeoutError`, `DNSLookupError`, `UserError` | [`ConnectError`] |
 //! | `IPv4Address`, `IPv6Address`, `UNIXAddress` | [`Address`], [`UnixAddress`] |
+//! | `MemoryReactorClock`, `StringTransport`, `Clock.advance` | [`testing::MemoryReactor`], [`testing::MemoryPeer`] |
+//! | `ReactorBuilder` of its tests | [`testing::on_every_backend!`] |
 
 #![cfg(target_os = "linux")]
 
@@ -102,6 +106,7 @@ mod address;
 mod backend;
 mod builder;
 mod call_in_thread;
+mod clock;
 mod connection;
 mod connector;
 mod crew;
@@ -118,6 +123,7 @@ mod factory_handle;
 mod host;
 mod id;
 mod limits;
+mod network;
 mod options;
 mod output;
 pub mod policies;
@@ -135,6 +141,7 @@ mod stats;
 mod sys;
 mod system_event;
 mod table;
+pub mod testing;
 mod thread_pool;
 mod threaded;
 mod timer;

@@ -21,6 +21,8 @@ pub enum Backend {
     /// calls from threads and the factory's callbacks run on one thread for all connections, and so
     /// does `resume_writing`, on another.
     Threads,
+    /// A network that is only memory, by a clock that stands still. It is there for [tests](crate::testing), which turn its loop; nobody else can choose it.
+    Memory,
 }
 
 impl Backend {
@@ -31,6 +33,7 @@ impl Backend {
             Self::IoUring => "io_uring",
             Self::Epoll => "epoll",
             Self::Threads => "threads",
+            Self::Memory => "memory",
         }
     }
 }

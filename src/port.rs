@@ -13,9 +13,10 @@ use crate::{
     address::Address,
     error::Error,
     id::{HostKey, PortKey},
+    network::Listening,
     policies::Guard,
     reactor::{Command, Core, Reactor},
-    sys::{DatagramSocket, Listener},
+    sys::DatagramSocket,
 };
 
 /// Where and how to listen.
@@ -119,7 +120,7 @@ struct Shared {
 /// What a port receives by.
 #[derive(Clone)]
 pub(crate) enum PortSocket {
-    Stream(Arc<Listener>),
+    Stream(Listening),
     Datagram(Arc<DatagramSocket>),
 }
 
@@ -241,8 +242,8 @@ impl Port {
         self.guard()?.overflow()
     }
 
-    /// The listening socket, until the port has ended.
-    pub(crate) fn listener(&self) -> Option<Arc<Listener>> {
+    /// What it listens with, until the port has ended.
+    pub(crate) fn listener(&self) -> Option<Listening> {
         match self.socket()? {
             PortSocket::Stream(listener) => Some(listener),
             PortSocket::Datagram(_) => None,
@@ -287,6 +288,12 @@ pub(crate) fn label(address: &Address) -> String {
         Address::Tcp(address) => format!("TCP Port {}", address.port()),
         Address::Udp(address) => format!("UDP Port {}", address.port()),
         address => format!("UNIX Port {address}"),
+    }
+}
+
+impl From<&Port> for Address {
+    fn from(port: &Port) -> Self {
+        port.get_host()
     }
 }
 

@@ -17,12 +17,14 @@ use std::{
 
 use crate::{
     address::Address,
+    clock::Clock,
     connector::{Attempt, Connector},
     delayed_call::DelayedCall,
     descriptor::NewWatch,
     error::Error,
     id::{ConnId, HostKey, PortKey, WatchKey},
     limits::Limits,
+    network::Network,
     options::{BackendInfo, Config},
     output::Budget,
     port::Port,
@@ -105,6 +107,9 @@ pub(crate) struct Core {
     /// For work that blocks.
     pub(crate) threads: ThreadPool,
     pub(crate) system_events: SystemEvents,
+    pub(crate) clock: Clock,
+    /// What it listens and connects in, if not in the kernel's.
+    pub(crate) network: Option<Arc<Network>>,
     state: AtomicU8,
     inbox: Mutex<VecDeque<Command>>,
     timers: Mutex<TimerQueue<TimerCall>>,
@@ -144,6 +149,8 @@ impl Core {
             threads: ThreadPool::new("ringspun-thread", config.thread_pool_size),
             system_events: SystemEvents::default(),
             budget: Arc::new(Budget::new(config.limits.output_total_max)),
+            clock: Clock::Machine,
+            network: None,
             config,
             info,
             counters: Arc::default(),
@@ -154,6 +161,12 @@ impl Core {
             notified: AtomicBool::new(false),
             next_key: AtomicU32::new(0),
         }
+    }
+
+    /// The same, over a network that is only memory, by a clock that stands still.
+    pub(crate) fn in_memory(mut self, network: Arc<Network>) -> Self {
+        (self.clock, self.network) = (Clock::manual(), Some(network));
+        self
     }
 
     pub(crate) fn timers(&self) -> MutexGuard<'_, TimerQueue<TimerCall>> {
@@ -279,6 +292,12 @@ impl Reactor {
         self.core.state() == State::Running
     }
 
+    /// The time by which the reactor goes (Twisted's `seconds`): the machine's monotonic clock, or that of a
+    /// [test](crate::testing). A program that measures time by it can be tested without waiting.
+    pub fn now(&self) -> Instant {
+        self.core.clock.now()
+    }
+
     /// Everything counted so far.
     pub fn stats(&self) -> Stats {
         let budget = &self.core.budget;
@@ -312,6 +331,17 @@ impl Reactor {
         Ok(())
     }
 
+    /// An error in memory, where what is the kernel's cannot be had: descriptors and datagrams.
+    pub(crate) fn in_kernel(&self) -> std::io::Result<()> {
+        match self.core.network {
+            Some(_) => Err(std::io::Error::new(
+                std::io::ErrorKind::Unsupported,
+                "a reactor in memory has neither descriptors nor datagrams; test that over sockets",
+            )),
+            None => Ok(()),
+        }
+    }
+
     pub(crate) fn schedule(&self, delay: Duration, call: TimerCall) -> DelayedCall {
         let key = self.schedule_key(delay, call);
         DelayedCall::new(self.downgrade(), key)
@@ -319,7 +349,7 @@ impl Reactor {
 
     pub(crate) fn schedule_key(&self, delay: Duration, call: TimerCall) -> TimerKey {
         let mut timers = self.core.timers();
-        let key = timers.insert(deadline_after(Instant::now(), delay), call);
+        let key = timers.insert(deadline_after(self.core.clock.now(), delay), call);
         let late = if self.core.state() == State::Stopped { timers.remove(key) } else { None };
         drop(timers);
         drop(late);

@@ -35,6 +35,10 @@ impl Question {
 
 /// Resolves a name; the answer is a [`Command::Resolved`].
 pub(crate) fn start(reactor: &Reactor, connector: &Connector, attempt: Attempt, name: String, port: u16) {
+    if let Some(network) = &reactor.core.network {
+        let addresses = network.resolve(&name, port);
+        return reactor.push(Command::Resolved(connector.clone(), attempt, addresses));
+    }
     let (core, connector) = (Arc::downgrade(&reactor.core), connector.downgrade());
     let question = Question { core, connector, attempt };
     let job = Box::new(move |thread: io::Result<()>| {

@@ -21,6 +21,7 @@ use crate::{
     factory_handle::{FactoryHandle, IntoFactory},
     host::{ClientHooks, HostSeed, caught, drop_quietly},
     id::HostKey,
+    network::{Listening, Network, Owner},
     options::Backend,
     port::{ListenOptions, Port, PortSocket},
     reactor::{Command, Reactor, State},
@@ -46,10 +47,20 @@ impl Reactor {
     /// message once a turn.
     #[doc(hidden)]
     pub fn run_in_memory(&self, connections: u32, message: &[u8]) -> Result<(), Error> {
-        self.run_once(|reactor| event_loop::run(reactor.share(), backend::memory::open(connections, message)))
+        self.run_once(|reactor| {
+            event_loop::run(reactor.share(), backend::treadmill::open(connections, message))
+        })
     }
 
     fn run_once(&self, run: impl FnOnce(&Self) -> Result<(), Error>) -> Result<(), Error> {
+        self.begin_run()?;
+        let ended = run(self);
+        self.end_run();
+        ended
+    }
+
+    /// What comes before a driver runs.
+    pub(crate) fn begin_run(&self) -> Result<(), Error> {
         let core = &self.core;
         if !core.change_state(State::New, State::Running) {
             return Err(Error::AlreadyRunning);
@@ -59,7 +70,12 @@ impl Reactor {
         for call in core.system_events.take(SystemEvent::Startup, Phase::After) {
             self.push(Command::Call(call));
         }
-        let ended = run(self);
+        Ok(())
+    }
+
+    /// What comes when a driver has ended.
+    pub(crate) fn end_run(&self) {
+        let core = &self.core;
         core.threads.close().into_iter().for_each(drop_quietly);
         core.threads.join();
         if core.system_events.has_stop_begun() {
@@ -69,7 +85,6 @@ impl Reactor {
         core.change_state(State::Stopping, State::Stopped);
         end_the_rest(self);
         log::info!("Main loop terminated.");
-        ended
     }
 
     fn run_backend(&self) -> Result<(), Error> {
@@ -130,8 +145,11 @@ impl Reactor {
         factory: impl IntoFactory<F>,
     ) -> Result<Port, Error> {
         let options = options.into();
-        let listener = bind(&options).and_then(with_address);
-        self.listen(listener.map_err(|cause| cannot_listen(options.describe(), cause))?, factory)
+        let bound = options.address().and_then(|address| match &self.core.network {
+            Some(network) => bind_in_memory(network, address.into(), options.backlog, options.reuse_port),
+            None => with_address(Listener::bind_tcp(address, options.backlog, options.reuse_port)?),
+        });
+        self.listen(bound.map_err(|cause| cannot_listen(options.describe(), cause))?, factory)
     }
 
     /// Listens on a Unix stream socket and serves it with this factory. A socket file that a process has left behind is taken over;
@@ -157,10 +175,12 @@ impl Reactor {
         options: impl Into<UnixListenOptions>,
         factory: impl IntoFactory<F>,
     ) -> Result<Port, Error> {
-        let options = options.into();
-        let listener = Listener::bind_unix(&options.address, options.backlog, options.mode);
-        let listener = listener.and_then(with_address);
-        self.listen(listener.map_err(|cause| cannot_listen(options.address.to_string(), cause))?, factory)
+        let UnixListenOptions { address, backlog, mode } = options.into();
+        let bound = match &self.core.network {
+            Some(network) => bind_in_memory(network, address.clone().into(), backlog, false),
+            None => Listener::bind_unix(&address, backlog, mode).and_then(with_address),
+        };
+        self.listen(bound.map_err(|cause| cannot_listen(address.to_string(), cause))?, factory)
     }
 
     /// Serves a TCP or Unix socket that listens already, as another process has handed it over (Twisted's `adoptStreamPort`). What options it
@@ -177,7 +197,7 @@ impl Reactor {
         factory: impl IntoFactory<F>,
     ) -> Result<Port, Error> {
         let descriptor = socket.as_raw_fd();
-        let listener = Listener::adopt(socket).and_then(with_address);
+        let listener = self.in_kernel().and_then(|()| Listener::adopt(socket)).and_then(with_address);
         self.listen(listener.map_err(|cause| Error::CannotAdopt { descriptor, cause })?, factory)
     }
 
@@ -194,7 +214,8 @@ impl Reactor {
         socket: OwnedFd,
         factory: impl IntoFactory<F>,
     ) -> Result<(), Error> {
-        sys::check_connected(&socket)
+        self.in_kernel()
+            .and_then(|()| sys::check_connected(&socket))
             .map_err(|cause| Error::CannotAdopt { descriptor: socket.as_raw_fd(), cause })?;
         let handle = self.own(factory.into_handle(self));
         // A connector that has just been made is disconnected, so it can connect.
@@ -204,12 +225,12 @@ impl Reactor {
 
     fn listen<F: Factory>(
         &self,
-        (listener, address): (Listener, Address),
+        (listener, address): (Listening, Address),
         factory: impl IntoFactory<F>,
     ) -> Result<Port, Error> {
         let handle = self.own(factory.into_handle(self));
         let name = factory_name::<F>();
-        let socket = PortSocket::Stream(Arc::new(listener));
+        let socket = PortSocket::Stream(listener);
         let port = Port::new(&self.core, handle.key(), name, handle.token().guard(), socket, address);
         log::info!("{name} starting on {}", port.name());
         self.push(Command::Listen(port.clone()));
@@ -237,7 +258,8 @@ impl Reactor {
         protocol: P,
     ) -> Result<DatagramPort<P>, Error> {
         let UdpOptions { at, share, max_packet_size } = options.into();
-        let socket = at.address().and_then(|address| DatagramSocket::bind_udp(address, share));
+        let address = self.in_kernel().and_then(|()| at.address());
+        let socket = address.and_then(|address| DatagramSocket::bind_udp(address, share));
         self.receive(socket, || at.describe(), max_packet_size, protocol)
     }
 
@@ -252,7 +274,7 @@ impl Reactor {
         protocol: P,
     ) -> Result<DatagramPort<P>, Error> {
         let UnixDatagramOptions { address, mode, max_packet_size } = options.into();
-        let socket = DatagramSocket::bind_unix(&address, mode);
+        let socket = self.in_kernel().and_then(|()| DatagramSocket::bind_unix(&address, mode));
         self.receive(socket, || address.to_string(), max_packet_size, protocol)
     }
 
@@ -268,7 +290,7 @@ impl Reactor {
         protocol: P,
     ) -> Result<DatagramPort<P>, Error> {
         let descriptor = socket.as_raw_fd();
-        let socket = DatagramSocket::adopt(socket);
+        let socket = self.in_kernel().and_then(|()| DatagramSocket::adopt(socket));
         let socket = socket.map_err(|cause| Error::CannotAdopt { descriptor, cause })?;
         self.receive(Ok(socket), || format!("descriptor {descriptor}"), max_packet_size, protocol)
     }
@@ -334,13 +356,20 @@ impl Reactor {
     }
 }
 
-fn bind(options: &ListenOptions) -> io::Result<Listener> {
-    Listener::bind_tcp(options.address()?, options.backlog, options.reuse_port)
+/// Binds in a network that is only memory.
+fn bind_in_memory(
+    network: &Arc<Network>,
+    address: Address,
+    backlog: u32,
+    share: bool,
+) -> io::Result<(Listening, Address)> {
+    let (listener, address) = network.bind(Owner::Reactor, address, backlog, share)?;
+    Ok((Listening::Memory(Arc::new(listener)), address))
 }
 
-fn with_address(listener: Listener) -> io::Result<(Listener, Address)> {
+fn with_address(listener: Listener) -> io::Result<(Listening, Address)> {
     let address = listener.address()?;
-    Ok((listener, address))
+    Ok((Listening::Socket(Arc::new(listener)), address))
 }
 
 fn cannot_listen(address: String, cause: io::Error) -> Error {

@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     io,
-    os::fd::{BorrowedFd, OwnedFd},
+    os::fd::OwnedFd,
     sync::Arc,
     time::Instant,
 };
@@ -19,7 +19,6 @@ use crate::{
     limits::Limits,
     output::{Batch, Budget, Pool, Write},
     policies::Place,
-    sys,
     timer::TimerKey,
     transport::{Link, Side, SocketFlag, Visited},
 };
@@ -334,12 +333,8 @@ pub(crate) struct LoopLink<'a> {
 }
 
 impl LoopLink<'_> {
-    fn ask<R>(&mut self, id: ConnId, ask: impl FnOnce(BorrowedFd<'_>) -> R) -> io::Result<R> {
-        let gone = || io::Error::from(io::ErrorKind::NotConnected);
-        self.table.get(id).filter(|entry| entry.stage == Stage::Made).ok_or_else(gone)?;
-        let (mut ask, mut answer) = (Some(ask), None);
-        self.sockets.lend(id, &mut |fd| answer = ask.take().map(|ask| ask(fd)))?;
-        answer.ok_or_else(gone)
+    fn is_made(&mut self, id: ConnId) -> bool {
+        self.table.get(id).is_some_and(|entry| entry.stage == Stage::Made)
     }
 }
 
@@ -384,11 +379,12 @@ impl Link for LoopLink<'_> {
         if let Some(address) = kept {
             return address;
         }
-        let asked = self.ask(id, |fd| match side {
-            Side::Peer => sys::peer_address(fd),
-            Side::Host => sys::local_address(fd),
-        });
-        let Some(address) = asked.ok().flatten() else { return Address::Unknown };
+        let asked = match side {
+            _ if !self.is_made(id) => None,
+            Side::Peer => self.sockets.peer_address(id),
+            Side::Host => self.sockets.local_address(id),
+        };
+        let Some(address) = asked else { return Address::Unknown };
         if let Some(entry) = self.table.get(id) {
             let rare = entry.rare();
             *match side {
@@ -400,13 +396,13 @@ impl Link for LoopLink<'_> {
     }
 
     fn flag(&mut self, id: ConnId, flag: SocketFlag, set: Option<bool>) -> io::Result<bool> {
-        if self.table.get(id).is_none_or(|entry| entry.connection.is_lost()) {
+        if !self.is_made(id) || self.table.get(id).is_none_or(|entry| entry.connection.is_lost()) {
             return Err(io::ErrorKind::NotConnected.into());
         }
-        self.ask(id, |fd| match flag {
-            SocketFlag::NoDelay => sys::no_delay(fd, set),
-            SocketFlag::KeepAlive => sys::keep_alive(fd, set),
-        })?
+        match flag {
+            SocketFlag::NoDelay => self.sockets.no_delay(id, set),
+            SocketFlag::KeepAlive => self.sockets.keep_alive(id, set),
+        }
     }
 
     fn ids(&mut self, host: HostKey) -> Vec<ConnId> {

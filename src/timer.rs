@@ -80,6 +80,11 @@ impl<T> TimerQueue<T> {
         true
     }
 
+    /// How many entries have neither fired nor been removed.
+    pub fn count(&self) -> usize {
+        self.entries.len()
+    }
+
     /// The earliest deadline.
     pub fn next_deadline(&mut self) -> Option<Instant> {
         self.drop_leftovers();

@@ -27,7 +27,7 @@ const fn room(name: &'static str, files: &'static [&'static str], may_name: &'st
 const ROOMS: &[Room] = &[
     room("words", &["error", "reason", "limits", "id", "address", "stats", "options"], &[]),
     room("pure", &["output", "timer", "connection"], &["words"]),
-    room("kernel", &["sys", "signals", "crew", "thread_pool"], &["words", "pure"]),
+    room("kernel", &["sys", "signals", "crew", "thread_pool", "clock", "network"], &["words", "pure"]),
     room("user side", USER_SIDE, &["words", "pure", "kernel"]),
     room(
         "seam",
@@ -37,13 +37,18 @@ const ROOMS: &[Room] = &[
     room("io_uring", &["backend/uring"], &["words", "pure", "kernel", "seam"]),
     room("epoll", &["backend/epoll"], &["words", "pure", "kernel", "seam"]),
     room("memory", &["backend/memory"], &["words", "pure", "kernel", "seam"]),
+    room("treadmill", &["backend/treadmill"], &["words", "pure", "kernel", "seam"]),
     room("threads", &["backend/threads"], &["words", "pure", "kernel", "seam"]),
     room("joint", JOINT, JOINT_NAMES),
-    room("front door", &["lib"], &["words", "pure", "kernel", "user side", "seam", "joint"]),
+    room(
+        "front door",
+        &["lib", "testing"],
+        &["words", "pure", "kernel", "user side", "seam", "memory", "joint"],
+    ),
 ];
 
 const JOINT_NAMES: &[&str] =
-    &["words", "pure", "kernel", "user side", "seam", "io_uring", "epoll", "memory", "threads"];
+    &["words", "pure", "kernel", "user side", "seam", "io_uring", "epoll", "treadmill", "threads"];
 
 const USER_SIDE: &[&str] = &[
     "connector",

@@ -4,10 +4,11 @@ use std::{
     fmt::Write as _,
     fs::File,
     io::{self, Read, Seek, SeekFrom},
+    path::Path,
 };
 
-/// The log that is followed, in the current folder.
-const LOG: &str = "access-log";
+/// The log that the examples follow, in the current folder.
+pub(crate) const LOG: &str = "access-log";
 
 /// Gives what is appended to the log, from where it ended when this was made.
 pub(crate) struct Follower {
@@ -17,9 +18,10 @@ pub(crate) struct Follower {
 }
 
 impl Follower {
-    pub(crate) fn at_end() -> io::Result<Self> {
-        let mut file =
-            File::open(LOG).map_err(|error| io::Error::new(error.kind(), format!("{LOG}: {error}")))?;
+    pub(crate) fn at_end(log: impl AsRef<Path>) -> io::Result<Self> {
+        let name = log.as_ref().display();
+        let opened = File::open(log.as_ref());
+        let mut file = opened.map_err(|error| io::Error::new(error.kind(), format!("{name}: {error}")))?;
         file.seek(SeekFrom::End(0))?;
         Ok(Self { file, partial: Vec::new() })
     }
@@ -33,7 +35,7 @@ impl Follower {
         for line in String::from_utf8_lossy(&lines).lines() {
             match hit_tag(line) {
                 Some(hit) => hits += &hit,
-                None => log::warn!("{LOG}: not in the Common Log Format: {line:?}"),
+                None => log::warn!("not in the Common Log Format: {line:?}"),
             }
         }
         Ok(hits.into_bytes())

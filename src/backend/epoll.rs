@@ -24,6 +24,7 @@ use super::{DatagramsSent, Event, Proactor, Sent, Sockets};
 use crate::{
     error::{Errno, Error},
     id::{ConnId, PortKey, WatchKey},
+    network::Listening,
     output::Batch,
     stats::{Count, Counters, Syscall},
     sys::{self, DatagramSocket, Datagrams, Listener, Name, Reserve, RightsInbox, Socket, Waker},
@@ -184,7 +185,8 @@ impl EpollLoop {
 }
 
 impl Proactor for EpollLoop {
-    fn listen(&mut self, port: PortKey, listener: Arc<Listener>) {
+    fn listen(&mut self, port: PortKey, listener: Listening) {
+        let Some(listener) = listener.socket() else { return };
         self.io.counters.call(Syscall::EpollCtl);
         let interest = EpollEvent::new(EpollFlags::EPOLLIN, PORT | u64::from(port.0));
         let added = self.io.epoll.add(&*listener, interest);

@@ -45,10 +45,11 @@ use super::{DatagramsSent, Event, Proactor, Sent, Sockets};
 use crate::{
     error::Error,
     id::{ConnId, PortKey, WatchKey},
+    network::Listening,
     options::{Tier, UringOptions, WaitPolicy},
     output::Batch,
     stats::{Counters, Syscall},
-    sys::{self, DatagramSocket, Datagrams, Listener, Name, Reserve, Socket, Waker},
+    sys::{self, DatagramSocket, Datagrams, Name, Reserve, Socket, Waker},
 };
 
 pub(crate) use prove::prove;
@@ -311,7 +312,8 @@ impl Uring {
 }
 
 impl Proactor for Uring {
-    fn listen(&mut self, port: PortKey, listener: Arc<Listener>) {
+    fn listen(&mut self, port: PortKey, listener: Listening) {
+        let Some(listener) = listener.socket() else { return };
         self.io.ports.insert(port, Accepting { listener, armed: false, ending: false });
         self.io.arm_accept(port);
     }

@@ -3,7 +3,8 @@
 use std::{
     collections::{HashMap, VecDeque},
     io,
-    os::fd::AsFd,
+    net::SocketAddr,
+    os::fd::{AsFd, OwnedFd},
 };
 
 use super::EventLoop;
@@ -14,11 +15,12 @@ use crate::{
     error::{Errno, Error},
     host::FactoryEvent,
     id::ConnId,
-    reactor::TimerCall,
+    network::Owner,
+    reactor::{Reactor, TimerCall},
     reason::{ConnectError, Reason},
     resolve,
     stats::Count,
-    sys::{self, ClientSocketError, Socket},
+    sys::{self, ClientSocketError, Name, Socket},
     table::Stage,
     timer::TimerKey,
 };
@@ -137,13 +139,15 @@ impl EventLoop {
         };
         let attempt = underway.attempt;
         underway.trying = Some(address.clone());
-        match sys::client_socket(&address, connector.options().bind) {
-            Ok((socket, name)) => {
-                if let Some(id) = self.insert_attempt(connector, attempt) {
-                    self.backend.connect(id, socket, &name);
-                    if address.unix().is_some() {
-                        self.backend.is_unix(id);
-                    }
+        match client_socket(&self.reactor, &address, connector.options().bind) {
+            Ok(socket) => {
+                let Some(id) = self.insert_attempt(connector, attempt) else { return };
+                match socket {
+                    ClientSocket::Kernel(socket, name) => self.backend.connect(id, socket, &name),
+                    ClientSocket::Memory(socket) => self.backend.adopt(id, socket),
+                }
+                if address.unix().is_some() {
+                    self.backend.is_unix(id);
                 }
             }
             Err(error) => {
@@ -250,4 +254,24 @@ impl EventLoop {
         let _ = self.tell_factory(connector.host(), FactoryEvent::ConnectLost(connector, reason));
         self.release_connector(connector);
     }
+}
+
+/// A socket to be connected.
+enum ClientSocket {
+    /// To this name.
+    Kernel(OwnedFd, Name),
+    /// By itself.
+    Memory(Socket),
+}
+
+fn client_socket(
+    reactor: &Reactor,
+    address: &Address,
+    bind: Option<SocketAddr>,
+) -> Result<ClientSocket, ClientSocketError> {
+    if let Some(network) = &reactor.core.network {
+        let place = network.connect(Owner::Reactor, address, bind.map(Into::into));
+        return Ok(ClientSocket::Memory(Socket::Direct(place)));
+    }
+    sys::client_socket(address, bind).map(|(socket, name)| ClientSocket::Kernel(socket, name))
 }

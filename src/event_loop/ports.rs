@@ -16,7 +16,7 @@ use crate::{
     port::Port,
     reactor::{State, TimerCall},
     stats::Count,
-    sys::{self, Socket},
+    sys::Socket,
     table::Stage,
 };
 
@@ -199,9 +199,5 @@ impl EventLoop {
 
 /// Who a peer is, for whoever asks.
 fn ask_peer(sockets: &mut dyn Sockets, id: ConnId) -> impl FnMut() -> Address {
-    move || {
-        let mut address = None;
-        let _ = sockets.lend(id, &mut |fd| address = sys::peer_address(fd));
-        address.into()
-    }
+    move || sockets.peer_address(id).unwrap_or(Address::Unknown)
 }

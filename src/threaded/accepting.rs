@@ -23,6 +23,7 @@ use crate::{
     factory::Peer,
     host::drop_quietly,
     id::{HostKey, PortKey},
+    network::Listening,
     policies::{Guard, Place, Verdict},
     port::Port,
     reactor::{State, TimerCall},
@@ -42,7 +43,7 @@ impl Main {
         if self.stopping || port.is_stopped() {
             return tell_done(&port, &self.shared.reactor, None);
         }
-        let Some(listener) = port.listener() else { return };
+        let Some(listener) = port.listener().and_then(Listening::socket) else { return };
         if let Err(error) = self.use_hosts(&port) {
             log::error!("{error}; ({} Closed)", port.label());
             tell_done(&port, &self.shared.reactor, Some(&error));
@@ -185,7 +186,8 @@ impl Main {
 
     pub(super) fn accept_again(&mut self, key: PortKey) {
         if let Some(open) = self.ports.get(&key).filter(|open| !open.port.is_stopped()) {
-            open.port.listener().into_iter().for_each(|listener| self.doors.open(key, listener));
+            let listener = open.port.listener().and_then(Listening::socket);
+            listener.into_iter().for_each(|listener| self.doors.open(key, listener));
         }
     }
 

@@ -35,7 +35,7 @@ fn statement_of(name: &str) -> Option<String> {
 /// All functions of the suite that are named after a statement, by statement.
 fn tests_by_statement() -> BTreeMap<String, Vec<String>> {
     let mut tests: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for folder in ["tests/contracts", "tests/faults"] {
+    for folder in ["tests/contracts", "tests/faults", "tests/testing"] {
         for entry in fs::read_dir(root().join(folder)).unwrap() {
             let source = fs::read_to_string(entry.unwrap().path()).unwrap();
             for line in source.lines() {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ringspun::{Backend, Limits, Reactor, ReactorBuilder, Tier, UringOptions};
+use ringspun::{Backend, Limits, Reactor, ReactorBuilder, Tier, UringOptions, testing::Case};
 
 /// One way of running a reactor, and the test that runs on it.
 #[derive(Clone, Copy)]
@@ -73,7 +73,8 @@ impl Setup {
 }
 
 /// Runs one case of a statement, unless the table of skips says otherwise.
-pub(crate) fn run_case(statement: &str, setup: &str, test: &'static str, body: fn(&Setup)) {
+pub(crate) fn run_case(case: Case, body: fn(&Setup)) {
+    let Case { test: statement, setup, path, .. } = case;
     let skip = SKIPS.iter().find(|(skipped, on, _)| *skipped == statement && *on == setup);
     if let Some((.., reason)) = skip {
         println!("{statement} on {setup} is skipped: {reason}");
@@ -82,7 +83,7 @@ pub(crate) fn run_case(statement: &str, setup: &str, test: &'static str, body: f
     crate::kit::keep_log_records();
     let known = SETUPS.into_iter().find(|known| known.name == setup);
     let setup = known.unwrap_or_else(|| panic!("{setup} is no setup"));
-    body(&Setup { test: without_crate(test), ..setup });
+    body(&Setup { test: without_crate(path), ..setup });
 }
 
 /// `contracts::life::c1_..::epoll` without its first part, which the test binary does not want.
@@ -92,21 +93,13 @@ fn without_crate(path: &'static str) -> &'static str {
 
 /// Makes a module of each of these functions, with a test for every setup.
 macro_rules! on_every_backend {
-    ($($statement:ident),+ $(,)?) => {$(
-        mod $statement {
-            $crate::setups::on_every_backend!(
-                @cases $statement
-                io_uring io_uring_direct io_uring_defer io_uring_coop io_uring_oneshot io_uring_least epoll threads
-            );
-        }
-    )+};
-    (@cases $statement:ident $($setup:ident)+) => {$(
-        #[test]
-        fn $setup() {
-            let test = concat!(module_path!(), "::", stringify!($setup));
-            $crate::setups::run_case(stringify!($statement), stringify!($setup), test, super::$statement);
-        }
-    )+};
+    ($($statement:ident),+ $(,)?) => {
+        ringspun::testing::on_every_backend!(
+            $crate::setups::run_case
+            [io_uring io_uring_direct io_uring_defer io_uring_coop io_uring_oneshot io_uring_least epoll threads]
+            $($statement),+
+        );
+    };
 }
 pub(crate) use on_every_backend;
 

@@ -1,6 +1,7 @@
-//! What the kernel may do to a process that serves: interrupt it, fork it, deny it io_uring or threads (E9-E12, L4, A2).
+//! What the kernel may do to a process that serves: interrupt it, fork it, deny it io_uring or threads (E9-E12, L4, A2, M4).
 
 use std::{
+    panic::catch_unwind,
     process::Command,
     sync::{
         Arc, Mutex,
@@ -20,6 +21,7 @@ use nix::{
 use ringspun::{
     Backend, Count, Error, Reactor,
     policies::{LimitTotalConnections, Policies},
+    testing::{Case, run_on},
 };
 
 use crate::{
@@ -247,6 +249,35 @@ fn e11_a_filter_that_hides_the_call_is_named_too() {
 fn e11_an_allowed_io_uring_is_what_auto_takes() {
     let reactor = Reactor::builder().signals(false).build().unwrap();
     assert_eq!(reactor.backend().backend, Backend::IoUring, "{}", reactor.backend());
+}
+
+/// What the public macro makes of a test on io_uring, which is denied.
+#[test]
+fn m4_a_backend_that_cannot_be_had_is_skipped_with_its_reason() {
+    in_child("kernel::m4_a_backend_that_cannot_be_had_is_skipped_with_its_reason", || {
+        raw::deny_io_uring(libc::EPERM);
+        let mut ran = Vec::new();
+        for setup in ["io_uring", "epoll", "threads"] {
+            let case = Case::new("test", setup, "");
+            run_on(case, |builder| ran.push(builder.build().unwrap().backend().backend.name()));
+        }
+        assert_eq!(ran, ["epoll", "threads"]);
+    });
+}
+
+#[test]
+fn m4_a_backend_that_must_be_had_fails_with_its_reason() {
+    let test = "kernel::m4_a_backend_that_must_be_had_fails_with_its_reason";
+    match role_with(test, &[("RINGSPUN_REQUIRE", "threads,io_uring")]) {
+        Role::Parent(child) => child.expect_success(),
+        Role::Child => {
+            raw::deny_io_uring(libc::EPERM);
+            let case = Case::new("test", "io_uring", "");
+            let failed = catch_unwind(|| run_on(case, |_| panic!("it ran"))).unwrap_err();
+            let text = failed.downcast_ref::<String>().expect("a text");
+            assert!(text.contains("RINGSPUN_REQUIRE") && text.contains("seccomp"), "{text}");
+        }
+    }
 }
 
 #[test]

@@ -1,0 +1,144 @@
+//! The kit as programs use it: a protocol of lines, a time-out, a client that connects again.
+
+use std::time::Duration;
+
+use ringspun::{
+    ClientFactory, ConnectError, Connector, Cx, DelayedCall, Factory, FactoryCx, Peer, Protocol, Reason,
+    Reconnector,
+    protocols::{LineBuffer, LineReceiver},
+    testing::{End, MemoryReactor},
+};
+
+use crate::Journal;
+
+/// How long a client may say nothing.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Answers each line with its length, and closes where none comes for too long.
+#[derive(Default)]
+struct Lengths {
+    lines: LineBuffer,
+    timeout: Option<DelayedCall>,
+}
+
+struct LengthsFactory;
+
+impl Factory for LengthsFactory {
+    type Protocol = Lengths;
+
+    fn build_protocol(&mut self, _peer: &mut Peer<'_>) -> Option<Lengths> {
+        Some(Lengths::default())
+    }
+}
+
+impl Protocol<LengthsFactory> for Lengths {
+    fn connection_made(&mut self, cx: &mut Cx<'_, LengthsFactory>) {
+        self.timeout = Some(cx.call_later(PATIENCE, |_, cx| cx.transport.abort_connection()));
+    }
+
+    fn data_received(&mut self, cx: &mut Cx<'_, LengthsFactory>, data: &[u8]) {
+        self.receive_lines(cx, data);
+    }
+}
+
+impl LineReceiver<LengthsFactory> for Lengths {
+    fn line_buffer(&mut self) -> &mut LineBuffer {
+        &mut self.lines
+    }
+
+    fn line_received(&mut self, cx: &mut Cx<'_, LengthsFactory>, line: &[u8]) {
+        self.timeout.as_ref().map_or(Ok(()), |timeout| timeout.reset(PATIENCE)).unwrap();
+        cx.transport.write_with(|out| write!(out, "{}\r\n", line.len()));
+    }
+}
+
+#[test]
+fn m1_a_protocol_of_lines_is_fed_byte_by_byte() {
+    let mut memory = MemoryReactor::new();
+    let port = memory.reactor().listen_tcp(8000, LengthsFactory).unwrap();
+    for segment in 1..10 {
+        memory.set_segment_bytes(segment);
+        let mut peer = memory.connect(&port).unwrap();
+        peer.send(b"one\r\n\r\nthree and \r a half\r\nunfinished");
+        memory.turn();
+        assert_eq!(peer.take_received(), b"3\r\n0\r\n18\r\n", "{segment} at once");
+    }
+}
+
+#[test]
+fn m2_a_client_that_says_nothing_is_cut_off_without_waiting() {
+    let mut memory = MemoryReactor::new();
+    let port = memory.reactor().listen_tcp(8000, LengthsFactory).unwrap();
+    let (mut talker, silent) = (memory.connect(&port).unwrap(), memory.connect(&port).unwrap());
+    memory.advance(PATIENCE / 2);
+    talker.send(b"still here\r\n");
+    memory.advance(PATIENCE / 2 - Duration::from_nanos(1));
+    assert_eq!((talker.end(), silent.end()), (None, None));
+    memory.advance(Duration::from_nanos(1));
+    assert_eq!((talker.end(), silent.end()), (None, Some(End::Reset)));
+    memory.advance(PATIENCE / 2);
+    assert_eq!(talker.end(), Some(End::Reset));
+    assert_eq!(memory.pending_calls(), 0);
+}
+
+/// Connects again, with the delays of a `Reconnector`, which it notes.
+struct Again {
+    reconnector: Reconnector,
+    journal: Journal,
+}
+
+struct Quiet;
+
+impl Factory for Again {
+    type Protocol = Quiet;
+
+    fn build_protocol(&mut self, _peer: &mut Peer<'_>) -> Option<Quiet> {
+        self.reconnector.reset_delay();
+        Some(Quiet)
+    }
+}
+
+impl Again {
+    fn retry(&mut self, cx: &FactoryCx<'_, Self>, connector: &Connector) {
+        let delay = self.reconnector.retry(cx.reactor, connector);
+        self.journal.note(delay.map_or("given up".to_owned(), |delay| format!("{:.0}", delay.as_secs_f64())));
+    }
+}
+
+impl ClientFactory for Again {
+    fn client_connection_failed(
+        &mut self,
+        cx: &mut FactoryCx<'_, Self>,
+        connector: &Connector,
+        _: &ConnectError,
+    ) {
+        self.retry(cx, connector);
+    }
+
+    fn client_connection_lost(&mut self, cx: &mut FactoryCx<'_, Self>, connector: &Connector, _: &Reason) {
+        self.retry(cx, connector);
+    }
+}
+
+impl Protocol<Again> for Quiet {
+    fn data_received(&mut self, _cx: &mut Cx<'_, Again>, _data: &[u8]) {}
+}
+
+#[test]
+fn m2_a_reconnector_goes_through_hours_of_delays_at_once() {
+    let (mut memory, journal) = (MemoryReactor::new(), Journal::default());
+    let address: std::net::SocketAddr = "10.0.0.7:80".parse().unwrap();
+    let again = Again { reconnector: Reconnector::new().jitter(0.0), journal: journal.clone() };
+    memory.reactor().connect_tcp(address, again);
+    memory.advance(Duration::from_secs(3 * 3600));
+    assert_eq!(journal.take(), ["3", "7", "20", "55", "148", "403", "1097", "2981", "3600", "3600"]);
+    let server = memory.listen(address).unwrap();
+    memory.advance(Duration::from_secs(3600));
+    let mut peer = server.accept().expect("it has come again");
+    assert_eq!((journal.take().len(), memory.pending_calls()), (0, 0));
+    peer.reset();
+    memory.turn();
+    assert_eq!(journal.take(), ["3"], "it begins anew");
+    memory.advance(Duration::from_secs(3));
+    assert!(server.accept().is_some());
+}
