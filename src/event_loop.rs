@@ -98,7 +98,7 @@ impl EventLoop {
         let core = &reactor.core;
         Self {
             counters: Arc::clone(&core.counters),
-            table: Table::new(core.number, core.config.limits.clone(), &core.budget),
+            table: Table::new(core),
             answers_at_once: backend.queues_sends(),
             backend,
             hosts: Slab::new(),

@@ -17,8 +17,9 @@ use crate::{
     connector::{Attempt, Connector},
     id::{ConnId, GENERATION_MASK, HostKey},
     limits::Limits,
-    output::{Batch, Budget, Pool, Write},
+    output::{Batch, Pool, Write},
     policies::Place,
+    reactor::Core,
     timer::TimerKey,
     transport::{Link, Side, SocketFlag, Visited},
 };
@@ -126,7 +127,7 @@ impl Entry {
 
 /// All connections of a loop, with what they share.
 pub(crate) struct Table {
-    number: u8,
+    core: Arc<Core>,
     /// The latest generation of each slot, free ones included.
     generations: Vec<u32>,
     first_generation: u32,
@@ -139,15 +140,16 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    pub(crate) fn new(number: u8, limits: Limits, budget: &Arc<Budget>) -> Self {
+    pub(crate) fn new(core: &Arc<Core>) -> Self {
+        let limits = core.config.limits.clone();
         Self {
-            number,
+            core: Arc::clone(core),
             generations: Vec::new(),
             first_generation: crate::id::first_generation(),
             entries: Slab::new(),
             members: HashMap::new(),
             dirty: Vec::new(),
-            pool: Pool::new(&limits, budget),
+            pool: Pool::new(&limits, &core.budget),
             limits,
         }
     }
@@ -160,7 +162,7 @@ impl Table {
         }
         let generation = (self.generations[slot] + 1) & GENERATION_MASK;
         self.generations[slot] = generation;
-        let id = ConnId::new(self.number, generation, slot as u32);
+        let id = ConnId::new(self.core.number, generation, slot as u32);
         self.entries.insert(Entry {
             id,
             connection: Connection::new(false),
@@ -368,6 +370,10 @@ impl Link for LoopLink<'_> {
         if !std::mem::replace(&mut entry.dirty, true) {
             dirty.push(id);
         }
+    }
+
+    fn now(&self) -> Instant {
+        self.table.core.clock.now()
     }
 
     fn address(&mut self, id: ConnId, side: Side) -> Address {

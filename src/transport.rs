@@ -36,6 +36,8 @@ pub(crate) trait Link {
             visited.connection.write_with(visited.pool, visited.limits, &mut *fill)
         })
     }
+    /// The time by which the reactor goes.
+    fn now(&self) -> Instant;
     /// One of the two ends of the connection.
     fn address(&mut self, id: ConnId, end: Side) -> Address;
     /// Reads a flag of the socket, after setting it if `set` says so.
@@ -251,14 +253,15 @@ impl Transport<'_> {
     /// }
     /// ```
     pub fn set_timeout(&mut self, period: Option<Duration>) -> Option<Duration> {
-        let mut before = None;
-        self.change(|connection| before = connection.set_timeout(Instant::now(), period));
+        let (mut before, now) = (None, self.link.now());
+        self.change(|connection| before = connection.set_timeout(now, period));
         before
     }
 
     /// Begins the time-out anew, with the period that was set last. Does nothing where none is running.
     pub fn reset_timeout(&mut self) {
-        self.change(|connection| connection.reset_timeout(Instant::now()));
+        let now = self.link.now();
+        self.change(|connection| connection.reset_timeout(now));
     }
 
     /// Closes the connection as [`lose_connection`](Self::lose_connection) does, though not even for a producer does it wait, with

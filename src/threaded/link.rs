@@ -1,6 +1,6 @@
 //! How a transport reaches the connections of the threads backend.
 
-use std::{io, os::fd::AsFd, sync::Arc};
+use std::{io, os::fd::AsFd, sync::Arc, time::Instant};
 
 use super::{
     connection::{State, ThreadConnection},
@@ -73,6 +73,10 @@ impl Link for ThreadLink<'_> {
         let answer = filled.as_single().map_or(Write::Closed, |bytes| self.write(id, bytes));
         self.duty.pool.give(filled);
         answer
+    }
+
+    fn now(&self) -> Instant {
+        self.shared.reactor.core.clock.now()
     }
 
     fn address(&mut self, id: ConnId, side: Side) -> Address {

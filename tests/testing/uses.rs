@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use ringspun::{
     ClientFactory, ConnectError, Connector, Cx, DelayedCall, Factory, FactoryCx, Peer, Protocol, Reason,
-    Reconnector,
+    Reconnector, Serve,
+    policies::{Policies, Throttle},
     protocols::{LineBuffer, LineReceiver},
     testing::{End, MemoryReactor},
 };
@@ -141,4 +142,62 @@ fn m2_a_reconnector_goes_through_hours_of_delays_at_once() {
     assert_eq!(journal.take(), ["3"], "it begins anew");
     memory.advance(Duration::from_secs(3));
     assert!(server.accept().is_some());
+}
+
+/// Ends itself where no second byte comes in time.
+struct Hasty;
+
+impl<F> Protocol<F> for Hasty {
+    fn connection_made(&mut self, cx: &mut Cx<'_, F>) {
+        cx.transport.set_timeout(Some(PATIENCE));
+    }
+
+    fn data_received(&mut self, cx: &mut Cx<'_, F>, data: &[u8]) {
+        cx.transport.reset_timeout();
+        cx.transport.write(data);
+    }
+}
+
+#[test]
+fn m2_time_outs_and_policies_go_by_the_clock() {
+    let mut memory = MemoryReactor::new();
+    let port = memory.reactor().listen_tcp(8000, Serve(|| Hasty)).unwrap();
+    let mut peer = memory.connect(&port).unwrap();
+    memory.advance(PATIENCE / 2);
+    peer.send(b"1");
+    memory.advance(PATIENCE - Duration::from_nanos(1));
+    assert_eq!((peer.take_received(), peer.end()), (b"1".to_vec(), None));
+    memory.advance(Duration::from_nanos(1));
+    assert_eq!(peer.end(), Some(End::Fin));
+
+    let idle = Policies::new().idle_timeout(PATIENCE);
+    let port = memory.reactor().listen_tcp(8001, idle.wrap(Serve(|| Echo))).unwrap();
+    let mut peer = memory.connect(&port).unwrap();
+    memory.advance(PATIENCE - Duration::from_nanos(1));
+    assert_eq!(peer.end(), None, "never early");
+    peer.send(b"2");
+    memory.advance(PATIENCE - Duration::from_nanos(1));
+    assert_eq!((peer.take_received(), peer.end()), (b"2".to_vec(), None));
+    memory.advance(PATIENCE / 4 + Duration::from_nanos(1));
+    assert_eq!(peer.end(), Some(End::Fin), "a quarter late at most");
+
+    let slow = Policies::new().throttle_each(&Throttle::new().read(1_000));
+    let port = memory.reactor().listen_tcp(8002, slow.wrap(Serve(|| Echo))).unwrap();
+    let mut peer = memory.connect(&port).unwrap();
+    peer.send(&[7; 10_000]);
+    memory.turn();
+    let at_once = peer.take_received().len();
+    memory.advance(Duration::from_secs(5));
+    let in_five = at_once + peer.take_received().len();
+    memory.advance(Duration::from_secs(6));
+    assert_eq!(in_five + peer.take_received().len(), 10_000);
+    assert!((4_000..7_000).contains(&in_five), "{at_once}, then {in_five}");
+}
+
+struct Echo;
+
+impl<F> Protocol<F> for Echo {
+    fn data_received(&mut self, cx: &mut Cx<'_, F>, data: &[u8]) {
+        cx.transport.write(data);
+    }
 }
