@@ -158,11 +158,9 @@ fn what_a_server_drops_is_counted_as_lost_and_is_no_error() {
         let few = few.expect("it is checked");
         assert_eq!((&few["passed"], &few["spoils"]), (&false.into(), &true.into()), "{few}");
         assert_eq!(cell(&run)["spoiled"], true);
-        assert!(
-            run.document()["summary"]["valid"]
-                .as_str()
-                .is_some_and(|text| text.contains("had no reply in time"))
-        );
+        // Only the first check that failed is named there, which on a disturbed machine is another one.
+        let valid = run.document()["summary"]["valid"].as_str().expect("a sentence");
+        assert!(valid.starts_with("no;") && valid.contains("stayed spoiled"), "{valid}");
     }
 }
 
