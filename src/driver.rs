@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    sync::{Arc, atomic::AtomicUsize},
     time::{Duration, Instant},
 };
 
@@ -125,13 +126,15 @@ pub(crate) trait Driver {
 pub(crate) struct OpenPort {
     pub(crate) port: Port,
     quiet_until: Option<Instant>,
+    /// Peers that were let in and have no protocol yet, where it takes a thread to build one.
+    pub(crate) guests: Arc<AtomicUsize>,
     /// Why it is about to end, if not because somebody stopped it.
     failure: Option<Error>,
 }
 
 impl OpenPort {
     pub(crate) fn new(port: Port) -> Self {
-        Self { port, quiet_until: None, failure: None }
+        Self { port, quiet_until: None, guests: Arc::default(), failure: None }
     }
 
     /// Logs that accepting failed, unless that has been said lately.

@@ -1,6 +1,8 @@
 //! What can go wrong when a program sets ringspun up: each error names the thing, the cause and the remedy.
 
-use std::{error, fmt, io};
+use std::{convert::Infallible, error, fmt, io};
+
+use crate::endpoint::EndpointError;
 
 /// An error number of the kernel, as `errno(3)` lists them.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -76,6 +78,8 @@ pub enum Error {
         /// What the kernel, or the name resolver, said.
         cause: io::Error,
     },
+    /// An endpoint string has a mistake in it.
+    Endpoint(EndpointError),
     /// A descriptor that came from elsewhere is not what it is said to be.
     CannotAdopt {
         /// Its number.
@@ -131,6 +135,7 @@ impl Clone for Error {
             Self::CannotListen { address, cause } => {
                 Self::CannotListen { address: address.clone(), cause: same(cause) }
             }
+            Self::Endpoint(mistake) => Self::Endpoint(mistake.clone()),
             Self::CannotAdopt { descriptor, cause } => {
                 Self::CannotAdopt { descriptor: *descriptor, cause: same(cause) }
             }
@@ -144,6 +149,19 @@ impl Clone for Error {
             Self::TooManyReactors => Self::TooManyReactors,
             Self::System { doing, cause } => Self::System { doing, cause: same(cause) },
         }
+    }
+}
+
+impl From<EndpointError> for Error {
+    fn from(mistake: EndpointError) -> Self {
+        Self::Endpoint(mistake)
+    }
+}
+
+/// For an endpoint that is none that has to be parsed.
+impl From<Infallible> for Error {
+    fn from(never: Infallible) -> Self {
+        match never {}
     }
 }
 
@@ -168,6 +186,7 @@ impl fmt::Display for Error {
                 "cannot listen on {address}: {cause}; stop the program that holds the port, or choose another (0 lets the kernel choose)"
             ),
             Self::CannotListen { address, cause } => write!(f, "cannot listen on {address}: {cause}"),
+            Self::Endpoint(mistake) => mistake.fmt(f),
             Self::CannotAdopt { descriptor, cause } => {
                 write!(f, "cannot adopt descriptor {descriptor}: {cause}")
             }
@@ -210,6 +229,7 @@ impl error::Error for Error {
             | Self::CannotWatch { cause, .. }
             | Self::StartFactory { cause, .. }
             | Self::System { cause, .. } => Some(cause),
+            Self::Endpoint(mistake) => Some(mistake),
             _ => None,
         }
     }

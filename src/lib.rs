@@ -61,6 +61,9 @@
 //! | `reactor.adoptStreamPort`, `adoptStreamConnection`, `adoptDatagramPort` | [`Reactor::adopt_stream_port`], [`Reactor::adopt_stream_connection`], [`Reactor::adopt_datagram_port`] |
 //! | `DatagramProtocol.startProtocol`, `datagramReceived`, `connectionRefused`, `stopProtocol` | [`DatagramProtocol`] |
 //! | a UDP `transport.write(datagram, addr)`, `connect`, `joinGroup`, `leaveGroup`, `setBroadcastAllowed` | [`DatagramTransport`] |
+//! | `serverFromString(reactor, "tcp:8000").listen(factory)` | [`Reactor::listen`] with a [`ServerEndpoint`] |
+//! | `clientFromString(reactor, "tcp:localhost:8000").connect(factory)` | [`Reactor::connect`] with a [`ClientEndpoint`] |
+//! | `quoteStringArgument` | [`quote_string_argument`] |
 //! | `reactor.callLater`, `IDelayedCall` | [`Reactor::call_later`], [`Cx::call_later`], [`FactoryCx::call_later`], [`DelayedCall`] |
 //! | `reactor.addSystemEventTrigger`, `removeSystemEventTrigger`; a trigger's Deferred | [`Reactor::add_system_event_trigger`], [`SystemEventTrigger::remove`]; [`Reactor::hold_stop`] |
 //! | a `before shutdown` trigger that waits for the last bytes | [`ReactorBuilder::drain_timeout`] |
@@ -116,6 +119,7 @@ mod datagram_options;
 mod delayed_call;
 mod descriptor;
 mod driver;
+mod endpoint;
 mod error;
 mod event_loop;
 mod factory;
@@ -158,6 +162,7 @@ pub use datagram::{DatagramCx, DatagramError, DatagramPort, DatagramProtocol, Da
 pub use datagram_options::{UdpOptions, UnixDatagramOptions};
 pub use delayed_call::{DelayedCall, DelayedCallError};
 pub use descriptor::{Descriptor, DescriptorCx, DescriptorLost, WatchedDescriptor};
+pub use endpoint::{ClientEndpoint, EndpointError, ServerEndpoint, quote_string_argument};
 pub use error::{Errno, Error};
 pub use factory::{ClientFactory, Factory, FactoryCx, FactoryMut, Peer, Serve};
 pub use factory_handle::{FactoryHandle, IntoFactory};
@@ -172,6 +177,7 @@ pub use reactor::{Reactor, ReactorHandle};
 pub use reason::{BoxError, ConnectError, LimitKind, Loss, Reason, Timeout};
 pub use reconnector::Reconnector;
 pub use stats::{Count, Stats, Syscall};
+pub use sys::Activation;
 pub use system_event::{Phase, StopHold, SystemEvent, SystemEventTrigger};
 pub use transport::{Connections, Transport};
 pub use unix_options::{UnixConnectOptions, UnixListenOptions};

@@ -35,6 +35,14 @@ impl Listening {
         }
     }
 
+    /// Whether others may accept here, too.
+    pub(crate) fn is_shared(&self) -> bool {
+        match self {
+            Self::Socket(listener) => listener.is_shared(),
+            Self::Memory(_) => false,
+        }
+    }
+
     /// The kernel's socket, if it is one.
     pub(crate) fn socket(self) -> Option<Arc<sys::Listener>> {
         match self {

@@ -3,6 +3,7 @@
 use std::{
     fmt, io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    os::fd::OwnedFd,
     sync::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, Ordering::SeqCst},
@@ -171,13 +172,30 @@ impl Port {
     }
 
     /// Closes the port. From here on no connection is accepted, and the address may be listened on
-    /// again; connections already made live on. Twice is fine.
+    /// again, unless [others have the socket](Self::try_clone_socket); connections already made live on. Twice is fine.
     pub fn stop_listening(&self) {
         if self.mark_stopped()
             && let Some(core) = self.shared.core.upgrade()
         {
             Reactor { core }.push(Command::StopListening(self.shared.key));
         }
+    }
+
+    /// Another descriptor of the listening socket, for somebody who is to accept from it too, at the end instead of this port:
+    /// a successor of this process ([`Activation`](crate::Activation) starts one with it) or another reactor
+    /// ([`Reactor::adopt_stream_port`]). As they share one backlog, nobody is refused as long as one of them accepts, or is about to.
+    ///
+    /// A port whose socket others may have, as one that was adopted, ends otherwise: it is closed, but goes on listening where it is
+    /// open elsewhere; the file of a Unix socket stays; and whoever this side has accepted is served, not turned away. When
+    /// [`on_done`](Self::on_done) tells of its end, each of those has its protocol. Only a reactor that is being stopped turns away.
+    ///
+    /// # Errors
+    /// If the port has been stopped, is one in memory, or there is no descriptor to be had.
+    pub fn try_clone_socket(&self) -> io::Result<OwnedFd> {
+        let ended = || io::Error::new(io::ErrorKind::NotConnected, "the port has been stopped");
+        let listener = self.listener().filter(|_| !self.is_stopped()).ok_or_else(ended)?;
+        let in_memory = || io::Error::new(io::ErrorKind::Unsupported, "a port in memory has no descriptor");
+        listener.socket().ok_or_else(in_memory)?.share()?.ok_or_else(ended)
     }
 
     /// Calls `call` on the reactor's thread when the port has ended: with None after
@@ -207,6 +225,12 @@ impl Port {
 
     pub(crate) fn is_stopped(&self) -> bool {
         self.shared.stopped.load(SeqCst)
+    }
+
+    /// Whether a peer that was accepted before the port was stopped comes too late: not if the socket has others who accept,
+    /// for nobody can tell who of them has accepted whom.
+    pub(crate) fn turns_away(&self) -> bool {
+        self.is_stopped() && !self.listener().is_some_and(|listener| listener.is_shared())
     }
 
     /// The port has ended: lets go of its descriptor and answers who is to be told.

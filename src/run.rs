@@ -15,6 +15,7 @@ use crate::{
     datagram_host,
     datagram_options::{UdpOptions, UnixDatagramOptions},
     driver::call_triggers,
+    endpoint::{Client, ClientEndpoint, Server, ServerEndpoint},
     error::Error,
     event_loop,
     factory::{ClientFactory, Factory},
@@ -119,6 +120,58 @@ impl Reactor {
         FactoryHandle::new(&self.core, key)
     }
 
+    /// Listens where a string says, and serves that with this factory: see [`ServerEndpoint`].
+    ///
+    /// ```no_run
+    /// # use ringspun::{Cx, Error, Protocol, Reactor, Serve};
+    /// # struct Echo;
+    /// # impl<F> Protocol<F> for Echo { fn data_received(&mut self, _: &mut Cx<'_, F>, _: &[u8]) {} }
+    /// # fn serve(reactor: &Reactor) -> Result<(), Error> {
+    /// reactor.listen("tcp:8000:interface=127.0.0.1", Serve(|| Echo))?;
+    /// reactor.listen("unix:/run/echo.sock:mode=660", Serve(|| Echo))?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// At once, if the string has a mistake in it or the port cannot be had. A socket that this process was started with can be
+    /// had once.
+    ///
+    /// # Panics
+    /// If the factory's handle belongs to another reactor.
+    pub fn listen<E: TryInto<ServerEndpoint>, F: Factory>(
+        &self,
+        endpoint: E,
+        factory: impl IntoFactory<F>,
+    ) -> Result<Port, Error>
+    where
+        Error: From<E::Error>,
+    {
+        let endpoint = endpoint.try_into()?;
+        let kernel = self.in_kernel();
+        let passed = match &endpoint.0 {
+            Server::Tcp { port, interface, backlog, reuse_port } => {
+                let mut options = ListenOptions::from((*interface, *port)).reuse_port(*reuse_port);
+                options.backlog = backlog.unwrap_or(options.backlog);
+                return self.listen_tcp(options, factory);
+            }
+            Server::Unix { address, mode, backlog } => {
+                let mut options = UnixListenOptions::from(address.clone());
+                options.backlog = backlog.unwrap_or(options.backlog);
+                options.mode = *mode;
+                return self.listen_unix(options, factory);
+            }
+            Server::Systemd { domain, socket } => {
+                kernel.and_then(|()| sys::take_passed(socket, |socket| Listener::check(socket, *domain)))
+            }
+            Server::Fd(number) => {
+                kernel.and_then(|()| sys::take_descriptor(*number, |socket| Listener::check(socket, None)))
+            }
+        };
+        let listener = passed.and_then(Listener::adopt).and_then(with_address);
+        self.serve(listener.map_err(|cause| cannot_listen(endpoint.to_string(), cause))?, factory)
+    }
+
     /// Listens on a TCP port and serves it with this factory.
     ///
     /// ```no_run
@@ -149,7 +202,7 @@ impl Reactor {
             Some(network) => bind_in_memory(network, address.into(), options.backlog, options.reuse_port),
             None => with_address(Listener::bind_tcp(address, options.backlog, options.reuse_port)?),
         });
-        self.listen(bound.map_err(|cause| cannot_listen(options.describe(), cause))?, factory)
+        self.serve(bound.map_err(|cause| cannot_listen(options.describe(), cause))?, factory)
     }
 
     /// Listens on a Unix stream socket and serves it with this factory. A socket file that a process has left behind is taken over;
@@ -180,7 +233,7 @@ impl Reactor {
             Some(network) => bind_in_memory(network, address.clone().into(), backlog, false),
             None => Listener::bind_unix(&address, backlog, mode).and_then(with_address),
         };
-        self.listen(bound.map_err(|cause| cannot_listen(address.to_string(), cause))?, factory)
+        self.serve(bound.map_err(|cause| cannot_listen(address.to_string(), cause))?, factory)
     }
 
     /// Serves a TCP or Unix socket that listens already, as another process has handed it over (Twisted's `adoptStreamPort`). What options it
@@ -198,7 +251,7 @@ impl Reactor {
     ) -> Result<Port, Error> {
         let descriptor = socket.as_raw_fd();
         let listener = self.in_kernel().and_then(|()| Listener::adopt(socket)).and_then(with_address);
-        self.listen(listener.map_err(|cause| Error::CannotAdopt { descriptor, cause })?, factory)
+        self.serve(listener.map_err(|cause| Error::CannotAdopt { descriptor, cause })?, factory)
     }
 
     /// Serves a TCP or Unix connection that has been made already, as another process has handed it over (Twisted's
@@ -223,7 +276,7 @@ impl Reactor {
         Ok(())
     }
 
-    fn listen<F: Factory>(
+    fn serve<F: Factory>(
         &self,
         (listener, address): (Listening, Address),
         factory: impl IntoFactory<F>,
@@ -312,6 +365,34 @@ impl Reactor {
         Ok(DatagramPort::new(&self.core, port))
     }
 
+    /// Connects where a string says: see [`ClientEndpoint`]. The factory builds the protocol and is told how it goes.
+    ///
+    /// # Errors
+    /// If the string has a mistake in it.
+    ///
+    /// # Panics
+    /// If the factory's handle belongs to another reactor.
+    pub fn connect<E: TryInto<ClientEndpoint>, F: ClientFactory>(
+        &self,
+        endpoint: E,
+        factory: impl IntoFactory<F>,
+    ) -> Result<Connector, Error>
+    where
+        Error: From<E::Error>,
+    {
+        let endpoint: ClientEndpoint = endpoint.try_into()?;
+        let (mut options, timeout) = match endpoint.0 {
+            Client::Tcp { host, port, timeout, bind } => {
+                let mut options = ConnectOptions::from((host, port));
+                options.bind = bind.map(|local| (local, 0).into());
+                (options, timeout)
+            }
+            Client::Unix { path, timeout } => (UnixConnectOptions::from(path).into(), timeout),
+        };
+        options.timeout = timeout.unwrap_or(options.timeout);
+        Ok(self.dial(options, factory))
+    }
+
     /// Connects to a TCP port; the factory builds the protocol and is told how it goes.
     ///
     /// # Panics
@@ -321,7 +402,7 @@ impl Reactor {
         options: impl Into<ConnectOptions>,
         factory: impl IntoFactory<F>,
     ) -> Connector {
-        self.connect(options.into(), factory)
+        self.dial(options.into(), factory)
     }
 
     /// Connects to a Unix stream socket; the factory builds the protocol and is told how it goes.
@@ -333,10 +414,10 @@ impl Reactor {
         options: impl Into<UnixConnectOptions>,
         factory: impl IntoFactory<F>,
     ) -> Connector {
-        self.connect(options.into().into(), factory)
+        self.dial(options.into().into(), factory)
     }
 
-    fn connect<F: ClientFactory>(&self, options: ConnectOptions, factory: impl IntoFactory<F>) -> Connector {
+    fn dial<F: ClientFactory>(&self, options: ConnectOptions, factory: impl IntoFactory<F>) -> Connector {
         let handle = self.own(factory.into_handle(self));
         let hooks = Box::new(ClientHooks::<F>::new());
         self.push(Command::SetHooks(handle.key(), hooks));

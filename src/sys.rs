@@ -1,5 +1,6 @@
 //! Sockets and descriptors: the system calls that the backends share, each of them safe to call.
 
+mod activation;
 mod datagram;
 mod listener;
 mod name;
@@ -29,7 +30,9 @@ use nix::{
 
 use crate::{address::Address, error::Errno, output::Batch, stats::Syscall};
 
+pub use self::activation::Activation;
 pub(crate) use self::{
+    activation::{take_descriptor, take_passed},
     datagram::{DatagramSocket, Datagrams, Inbox, address_from, send_header},
     listener::Listener,
     name::{Name, local_address, peer_address},
@@ -53,7 +56,7 @@ fn new_socket(family: AddressFamily, kind: SockType) -> Result<OwnedFd, Errno> {
 }
 
 /// Whether a descriptor that came from elsewhere is a socket of this kind.
-fn expect_socket(fd: &OwnedFd, kind: SockType) -> io::Result<()> {
+fn expect_socket(fd: &impl AsFd, kind: SockType) -> io::Result<()> {
     let wrong = |cause: &str| Err(io::Error::new(io::ErrorKind::InvalidInput, cause));
     match socket::getsockopt(fd, sockopt::SockType) {
         Ok(found) if found == kind => Ok(()),

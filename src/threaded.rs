@@ -268,7 +268,7 @@ impl Driver for Main {
             Command::ForgetHost(key) => self.forget_host(key),
             Command::Listen(port) => self.open_port(port),
             Command::StopListening(port) => {
-                self.port_closed(port, None);
+                self.stop_port(port);
                 self.close_datagrams(port);
             }
             Command::Connect(connector) => self.begin_connecting(connector),
@@ -303,6 +303,7 @@ impl Driver for Main {
             match note {
                 Note::AttemptEnded(connector, attempt) => self.attempt_ended(&connector, attempt),
                 Note::ConnectorEnded(connector, attempt) => self.connector_ended(&connector, attempt),
+                Note::NoGuests(port) => self.stop_port(port),
                 Note::HostIdle(key) => self.drop_if_forgotten(key),
                 Note::DatagramsClosed(port) => self.datagrams_closed(&port),
             }

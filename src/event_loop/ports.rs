@@ -82,7 +82,7 @@ impl EventLoop {
         let Some(OpenPort { port, .. }) = self.ports.get(&key) else {
             return self.backend.refuse(socket);
         };
-        if port.is_stopped() {
+        if port.is_stopped() && (self.stopping || port.turns_away()) {
             self.counters.add(Count::RefusedStopped, 1);
             return self.backend.refuse(socket);
         }

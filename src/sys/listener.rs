@@ -9,6 +9,7 @@ use std::{
         unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
     },
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU8, Ordering::SeqCst},
 };
 
 use nix::sys::{
@@ -19,6 +20,7 @@ use nix::sys::{
 use super::{for_small_messages, name, new_socket};
 use crate::{
     address::{Address, UnixAddress},
+    endpoint::Domain,
     error::Errno,
     sys::Name,
 };
@@ -28,7 +30,16 @@ use crate::{
 pub(crate) struct Listener {
     socket: OwnedFd,
     file: Option<SocketFile>,
+    /// One of the three below.
+    standing: AtomicU8,
 }
+
+/// Nobody else has the socket.
+const OURS: u8 = 0;
+/// Others may have it. What `shutdown` does, it does to all of them, so from here on it is closed and nothing more.
+const SHARED: u8 = 1;
+/// It listens no more.
+const STOPPED: u8 = 2;
 
 impl Listener {
     /// Binds and listens on TCP. Options set here are inherited by every accepted socket.
@@ -44,14 +55,14 @@ impl Listener {
         }
         for_small_messages(&socket)?;
         socket::bind(socket.as_raw_fd(), name.raw())?;
-        Self { socket, file: None }.listen(backlog)
+        Self::new(socket, None, OURS).listen(backlog)
     }
 
     /// Binds and listens on a Unix name. A socket file that nobody listens on is taken over.
     pub(crate) fn bind_unix(address: &UnixAddress, backlog: u32, mode: Option<u32>) -> io::Result<Self> {
         let socket = new_socket(nix::sys::socket::AddressFamily::Unix, SockType::Stream)?;
         let file = bind_unix(&socket, address, SockType::Stream, mode)?;
-        Self { socket, file }.listen(backlog)
+        Self::new(socket, file, OURS).listen(backlog)
     }
 
     /// Takes over a socket that listens already.
@@ -59,12 +70,29 @@ impl Listener {
     /// # Errors
     /// If the descriptor is something else; the text says what.
     pub(crate) fn adopt(socket: OwnedFd) -> io::Result<Self> {
+        Self::check(socket.as_fd(), None)?;
+        super::set_nonblocking(socket.as_fd())?;
+        Ok(Self::new(socket, None, SHARED))
+    }
+
+    /// Whether a descriptor is what [`adopt`](Self::adopt) takes, and its address is of this domain.
+    pub(crate) fn check(socket: BorrowedFd<'_>, domain: Option<Domain>) -> io::Result<()> {
+        let wrong = |cause: String| Err(io::Error::new(ErrorKind::InvalidInput, cause));
         super::expect_socket(&socket, SockType::Stream)?;
         if !socket::getsockopt(&socket, sockopt::AcceptConn)? {
-            return Err(io::Error::new(ErrorKind::InvalidInput, "it is a socket that does not listen"));
+            return wrong("it is a socket that does not listen".to_owned());
         }
-        super::set_nonblocking(socket.as_fd())?;
-        Ok(Self { socket, file: None })
+        let found = name::local_address(socket).and_then(|address| Domain::of(&address));
+        match (domain, found) {
+            (Some(wanted), Some(found)) if wanted != found => {
+                wrong(format!("its domain is {}, not {}", found.name(), wanted.name()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn new(socket: OwnedFd, file: Option<SocketFile>, standing: u8) -> Self {
+        Self { socket, file, standing: AtomicU8::new(standing) }
     }
 
     fn listen(self, backlog: u32) -> io::Result<Self> {
@@ -93,10 +121,26 @@ impl Listener {
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
 
-    /// Stops accepting at once and frees the address, though the descriptor stays open.
+    /// Another descriptor of the same socket, which may outlive this one. None if it has been stopped.
+    pub(crate) fn share(&self) -> io::Result<Option<OwnedFd>> {
+        match self.standing.compare_exchange(OURS, SHARED, SeqCst, SeqCst) {
+            Ok(_) | Err(SHARED) => self.socket.try_clone().map(Some),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Whether others may have the socket, and accept from it.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.standing.load(SeqCst) == SHARED
+    }
+
+    /// Stops accepting at once and frees the address, though the descriptor stays open; a shared socket is left to those who
+    /// have it, with its file.
     pub(crate) fn stop(&self) {
-        let _ = socket::shutdown(self.socket.as_raw_fd(), Shutdown::Read);
-        self.file.iter().for_each(SocketFile::remove);
+        if self.standing.compare_exchange(OURS, STOPPED, SeqCst, SeqCst).is_ok() {
+            let _ = socket::shutdown(self.socket.as_raw_fd(), Shutdown::Read);
+            self.file.iter().for_each(SocketFile::remove);
+        }
     }
 }
 

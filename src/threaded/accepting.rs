@@ -2,7 +2,10 @@
 
 use std::{
     os::fd::{AsFd, OwnedFd},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
     time::Instant,
 };
 
@@ -11,7 +14,7 @@ use super::{
     connection::{Parts, ThreadConnection},
     host::Built,
     hosts::Hold,
-    shared::{Duty, Shared},
+    shared::{Duty, Note, Shared},
 };
 use crate::{
     backend::{
@@ -86,6 +89,15 @@ impl Main {
         keys.into_iter().for_each(|key| self.port_closed(key, None));
     }
 
+    /// A port accepts no more, and has ended once all it has let in have a protocol.
+    pub(super) fn stop_port(&mut self, key: PortKey) {
+        self.doors.close(key);
+        let empty = self.ports.get(&key).is_some_and(|open| open.guests.load(SeqCst) == 0);
+        if empty && !self.stopping {
+            self.port_closed(key, None);
+        }
+    }
+
     pub(super) fn port_closed(&mut self, key: PortKey, error: Option<&Error>) {
         let Some(open) = self.ports.remove(&key) else { return };
         self.doors.close(key);
@@ -116,16 +128,16 @@ impl Main {
     fn accepted(&mut self, key: PortKey, socket: OwnedFd) {
         self.counters.add(Count::Accepted, 1);
         let Some(open) = self.ports.get(&key) else { return };
-        let (port, shared) = (open.port.clone(), Arc::clone(&self.shared));
-        let Some((host, places)) = self.admit(&port, &socket) else {
+        let Some((host, places)) = self.admit(&open.port, &socket) else {
             self.counters.add(Count::RefusedByPolicy, 1);
             self.counters.call(Syscall::Close);
             return;
         };
         let Some(hosted) = self.hosted(host) else { return };
+        let (guest, shared) = (Guest::new(&self.shared, open), Arc::clone(&self.shared));
         let hold = Hold::new(&shared, &hosted);
         let started = self.shared.start(move |duty| {
-            welcome(&shared, hold, &port, socket, duty);
+            welcome(&shared, hold, guest, socket, duty);
             drop(places);
         });
         if let Err(error) = started {
@@ -198,11 +210,36 @@ impl Main {
     }
 }
 
+/// A peer that a port has let in and that has no protocol yet. The last one of a port that was stopped lets it end.
+struct Guest {
+    shared: Arc<Shared>,
+    port: Port,
+    guests: Arc<AtomicUsize>,
+}
+
+impl Guest {
+    fn new(shared: &Arc<Shared>, open: &OpenPort) -> Self {
+        open.guests.fetch_add(1, SeqCst);
+        Self { shared: Arc::clone(shared), port: open.port.clone(), guests: Arc::clone(&open.guests) }
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        // A port is marked as stopped before its guests are counted, so that one of us sees what the other did.
+        if self.guests.fetch_sub(1, SeqCst) == 1 && self.port.is_stopped() {
+            self.shared.note(Note::NoGuests(self.port.key()));
+        }
+    }
+}
+
 /// The life of the thread of an accepted connection.
-fn welcome(shared: &Arc<Shared>, hold: Hold, port: &Port, socket: OwnedFd, duty: &mut Duty) {
+fn welcome(shared: &Arc<Shared>, hold: Hold, guest: Guest, socket: OwnedFd, duty: &mut Duty) {
     let wire = Wire::new(socket, shared.reactor.core.counters.branch());
-    let guard = port.guard().map(|guard| &**guard);
-    match make(shared, &hold, wire, guard, &|| !port.is_stopped(), duty) {
+    let guard = guest.port.guard().map(|guard| &**guard);
+    let made = make(shared, &hold, wire, guard, &|| !guest.port.turns_away(), duty);
+    drop(guest);
+    match made {
         Made::Connection(connection) => drop_quietly(connection.serve(duty, None)),
         Made::Refused(wire) => wire.counters().add(Count::RefusedByFactory, 1),
         Made::Stopped(wire) => wire.counters().add(Count::RefusedStopped, 1),

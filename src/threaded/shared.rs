@@ -23,7 +23,7 @@ use crate::{
     connector::{Attempt, Connector},
     crew::Crew,
     host::{Env, FactoryEvent, drop_quietly},
-    id::{ConnId, GENERATION_MASK, HostKey, first_generation},
+    id::{ConnId, GENERATION_MASK, HostKey, PortKey, first_generation},
     limits::Limits,
     output::Pool,
     port::Port,
@@ -43,6 +43,8 @@ pub(super) enum Note {
     AttemptEnded(Connector, Attempt),
     /// A connector is disconnected after this attempt, if its factory has not begun another.
     ConnectorEnded(Connector, Attempt),
+    /// All that a port has let in have a protocol, or were turned away.
+    NoGuests(PortKey),
     /// A factory that no handle names any more has lost its last connection.
     HostIdle(HostKey),
     /// The thread of a port for datagrams has ended.

@@ -10,8 +10,12 @@ use io_uring::{opcode, types};
 
 use super::{Io, Kind, ring::Completion};
 use crate::{
-    backend::Event,
+    backend::{
+        Event,
+        accept::{AcceptDecision, decide},
+    },
     id::PortKey,
+    stats::Syscall,
     sys::{Listener, Socket},
 };
 
@@ -51,9 +55,23 @@ impl Io {
         if accepting.armed {
             self.cancel(Kind::Accept.of_port(port.0));
         } else {
-            self.ports.remove(&port);
-            self.ready.push_back(Event::Unlistened { port });
+            self.unlistened(port);
         }
+    }
+
+    /// A port is over. Of all who wait at a socket the kernel wakes one for a peer, so those it has woken us for are ours: whoever else
+    /// accepts there has not heard of them, and may not before the next one comes.
+    fn unlistened(&mut self, port: PortKey) {
+        let Some(Accepting { listener, .. }) = self.ports.remove(&port) else { return };
+        while listener.is_shared() {
+            self.counters.call(Syscall::Accept);
+            match listener.accept_blocking().and_then(|socket| self.reserve.check(socket)) {
+                Ok(socket) => self.ready.push_back(Event::Accepted { port, socket: Socket::Fd(socket) }),
+                Err(errno) if errno.raw() != libc::EAGAIN && decide(errno) == AcceptDecision::Next => {}
+                Err(_) => break,
+            }
+        }
+        self.ready.push_back(Event::Unlistened { port });
     }
 
     pub(super) fn accepted(&mut self, completion: Completion) -> Option<Event<'static>> {
@@ -62,8 +80,7 @@ impl Io {
         accepting.armed = completion.more();
         let (armed, ending) = (accepting.armed, accepting.ending);
         if ending && !armed {
-            self.ports.remove(&port);
-            self.ready.push_back(Event::Unlistened { port });
+            self.unlistened(port);
         }
         match completion.outcome() {
             Ok(accepted) => {
