@@ -6,6 +6,7 @@ use std::{
     env,
     ffi::{CString, OsStr, OsString, c_char},
     io::{self, ErrorKind},
+    iter,
     os::{
         fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
         unix::{
@@ -161,7 +162,7 @@ impl Activation {
         };
         let sockets: Result<Vec<_>, _> =
             self.sockets.iter().map(|(_, socket)| duplicate(socket, free)).collect();
-        let mut image = Image::new(&command, &self.environment(&command), sockets?)?;
+        let mut image = Image::new(&command, self.environment(&command), sockets?)?;
         // The numbers that the sockets get in the child are taken meanwhile, or the pipe through which it tells why it could not
         // start might have one of them.
         let mut placeholders = Vec::new();
@@ -210,46 +211,37 @@ const LISTEN_PID: &[u8] = b"LISTEN_PID=";
 /// itself what `Command` would do last.
 struct Image {
     sockets: Vec<OwnedFd>,
-    /// Arguments and variables; what the pointers point to.
-    _texts: Vec<CString>,
-    /// Ends with a null pointer, as the next does.
-    arguments: Vec<*const c_char>,
-    /// The first place is kept for `listen_pid`.
-    variables: Vec<*const c_char>,
+    arguments: Vec<CString>,
+    variables: Vec<CString>,
     listen_pid: [u8; LISTEN_PID.len() + 11],
+    /// Room for the pointers to the arguments, a null pointer, those to the variables and another one.
+    pointers: Vec<*const c_char>,
 }
 
-// SAFETY: the pointers point to texts on the heap that it holds itself and that nobody changes.
+// SAFETY: the pointers are null until the child, which has one thread, points them to what is in the same place.
 unsafe impl Send for Image {}
-// SAFETY: as above.
+// SAFETY: as above; and nothing of it can be reached through a shared reference.
 unsafe impl Sync for Image {}
 
 impl Image {
     fn new(
         command: &Command,
-        environment: &BTreeMap<OsString, OsString>,
+        environment: BTreeMap<OsString, OsString>,
         sockets: Vec<OwnedFd>,
     ) -> io::Result<Self> {
-        let arguments = std::iter::once(command.get_program()).chain(command.get_args());
-        let arguments = arguments.map(|argument| CString::new(argument.as_bytes()));
-        let variables = environment.iter().map(|(name, value)| {
-            let mut text = name.clone();
+        let arguments = iter::once(command.get_program()).chain(command.get_args());
+        let arguments: Result<Vec<_>, _> =
+            arguments.map(|argument| CString::new(argument.as_bytes())).collect();
+        let variables = environment.into_iter().map(|(mut text, value)| {
             text.push("=");
             text.push(value);
             CString::new(text.into_vec())
         });
-        let arguments: Vec<CString> = arguments.collect::<Result<_, _>>()?;
-        let variables: Vec<CString> = variables.collect::<Result<_, _>>()?;
-        let pointers = |texts: &[CString]| texts.iter().map(|text| text.as_ptr()).collect::<Vec<_>>();
+        let (arguments, variables) = (arguments?, variables.collect::<Result<Vec<_>, _>>()?);
         let mut listen_pid = [0; LISTEN_PID.len() + 11];
         listen_pid[..LISTEN_PID.len()].copy_from_slice(LISTEN_PID);
-        Ok(Self {
-            sockets,
-            arguments: [pointers(&arguments), vec![ptr::null()]].concat(),
-            variables: [vec![ptr::null()], pointers(&variables), vec![ptr::null()]].concat(),
-            _texts: [arguments, variables].concat(),
-            listen_pid,
-        })
+        let pointers = vec![ptr::null(); arguments.len() + 1 + variables.len() + 2];
+        Ok(Self { sockets, arguments, variables, listen_pid, pointers })
     }
 
     /// Gives the sockets their numbers and becomes the program; comes back only if that cannot be done.
@@ -261,9 +253,13 @@ impl Image {
             }
         }
         write_number(&mut self.listen_pid[LISTEN_PID.len()..], id());
-        self.variables[0] = self.listen_pid.as_ptr().cast();
+        let (arguments, variables) = self.pointers.split_at_mut(self.arguments.len() + 1);
+        let point = |(pointer, text): (&mut *const c_char, &CString)| *pointer = text.as_ptr();
+        arguments.iter_mut().zip(&self.arguments).for_each(point);
+        variables[0] = self.listen_pid.as_ptr().cast();
+        variables[1..].iter_mut().zip(&self.variables).for_each(point);
         // SAFETY: both lists end with a null pointer and point to texts that end with a zero.
-        unsafe { libc::execvpe(self.arguments[0], self.arguments.as_ptr(), self.variables.as_ptr()) };
+        unsafe { libc::execvpe(arguments[0], arguments.as_ptr(), variables.as_ptr()) };
         Err(io::Error::last_os_error())
     }
 }

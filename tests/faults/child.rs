@@ -14,6 +14,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use ringspun::Activation;
 
 use crate::peers::LIMIT;
 
@@ -34,10 +35,15 @@ pub(crate) fn role(test: &str) -> Role {
 
 /// As [`role`], with more variables for the child.
 pub(crate) fn role_with(test: &str, variables: &[(&str, &str)]) -> Role {
-    match env::var_os(VARIABLE) {
-        Some(_) => Role::Child,
-        None => Role::Parent(Child::start(test, variables)),
+    match is_child() {
+        true => Role::Child,
+        false => Role::Parent(Child::start(test, variables)),
     }
+}
+
+/// Whether this process is the child of a test that starts it itself.
+pub(crate) fn is_child() -> bool {
+    env::var_os(VARIABLE).is_some()
 }
 
 /// Runs all of a test in a child.
@@ -69,15 +75,23 @@ pub(crate) struct Child {
 
 impl Child {
     fn start(test: &str, variables: &[(&str, &str)]) -> Self {
-        let mut process = Command::new(env::current_exe().unwrap())
-            .args([test, "--exact", "--nocapture", "--test-threads=1"])
-            .env(VARIABLE, "1")
-            .envs(variables.iter().copied())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut command = Self::command(test);
+        Self::watch(command.envs(variables.iter().copied()).spawn().unwrap(), test)
+    }
+
+    /// Starts one with listening sockets.
+    pub(crate) fn start_with(test: &str, sockets: Activation) -> Self {
+        Self::watch(sockets.spawn(Self::command(test)).unwrap(), test)
+    }
+
+    fn command(test: &str) -> Command {
+        let mut command = Command::new(env::current_exe().unwrap());
+        command.args([test, "--exact", "--nocapture", "--test-threads=1"]).env(VARIABLE, "1");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    fn watch(mut process: process::Child, test: &str) -> Self {
         let (tell, lines) = mpsc::channel();
         forward(process.stdout.take().unwrap(), tell.clone());
         forward(process.stderr.take().unwrap(), tell);

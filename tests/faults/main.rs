@@ -1,6 +1,7 @@
 //! The contracts of `CONTRACTS.md` that need a process of their own: no descriptors left, signals,
 //! forks, system calls denied. Each test runs its own binary once more and lets that fail.
 
+mod activation;
 mod child;
 mod crowd;
 mod descriptors;
