@@ -11,6 +11,7 @@ mod datagrams;
 mod echo;
 mod fibonacci;
 mod foreign;
+mod handover;
 mod running;
 mod weblog;
 
