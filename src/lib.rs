@@ -36,6 +36,8 @@
 //! * [`Protocol`] and [`Factory`] ([`ClientFactory`] for connections that this side makes): what a
 //!   program implements. [`Cx`] and [`FactoryCx`] are what their callbacks can reach.
 //! * [`Transport`]: what a protocol writes to and closes.
+//! * [`ServerEndpoint`], [`ClientEndpoint`]: where to listen and to connect, in a string; [`Activation`] hands a port's socket to
+//!   another process.
 //! * [`Port`], [`Connector`], [`DelayedCall`]: what listening, connecting and scheduling return.
 //! * [`DatagramProtocol`]: what a program implements for UDP and Unix datagrams, whose port is its transport.
 //! * [`Descriptor`]: what a program reads and writes by itself when the reactor says that it is ready.

@@ -14,7 +14,7 @@ use std::{
 use ringspun::{Activation, Count, Port, Reactor};
 
 use crate::{
-    child::{Child, Role, hear_parent, is_child, role_with, tell_parent},
+    child::{Child, Role, hear_parent, in_child, is_child, role_with, tell_parent},
     kit::{Event, Gate, Journal, Running, Script},
     peers::{Callers, Peer, ask_once, call},
     setups::{Setup, on_every_backend},
@@ -197,11 +197,14 @@ fn n2_a_program_is_started_as_systemd_does_it() {
 
 #[test]
 fn n2_a_program_that_cannot_be_started_is_an_error() {
-    for _ in 0..10 {
+    in_child("activation::n2_a_program_that_cannot_be_started_is_an_error", || {
+        // The numbers that the sockets are to have are free, and what is opened to tell of the failure would have one of them.
+        let low: Vec<_> = (0..10).map(|_| fs::File::open("/dev/null").unwrap()).collect();
         let sockets = Activation::new().socket("web", any_socket()).socket("web", any_socket());
+        drop(low);
         let error = sockets.spawn(Command::new("/nowhere/at all")).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotFound);
-    }
+    });
     for name in ["", "a:b", "ü", "a\nb", &"x".repeat(256)] {
         let error = Activation::new().socket(name, any_socket()).spawn(Command::new("sh")).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
