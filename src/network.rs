@@ -35,6 +35,13 @@ impl Listening {
         }
     }
 
+    /// Leaves what others have, too, to those.
+    pub(crate) fn leave(&self) {
+        if let Self::Socket(listener) = self {
+            listener.leave();
+        }
+    }
+
     /// Whether others may accept here, too.
     pub(crate) fn is_shared(&self) -> bool {
         match self {

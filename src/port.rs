@@ -227,6 +227,12 @@ impl Port {
         self.shared.stopped.load(SeqCst)
     }
 
+    /// The reactor is being stopped, so it serves nobody new.
+    pub(crate) fn shut(&self) -> bool {
+        self.listener().into_iter().for_each(|listener| listener.leave());
+        self.mark_stopped()
+    }
+
     /// Whether a peer that was accepted before the port was stopped comes too late: not if the socket has others who accept,
     /// for nobody can tell who of them has accepted whom.
     pub(crate) fn turns_away(&self) -> bool {

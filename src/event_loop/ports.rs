@@ -63,7 +63,7 @@ impl EventLoop {
 
     pub(super) fn close_all_ports(&mut self) {
         for open in self.ports.values() {
-            if open.port.mark_stopped() {
+            if open.port.shut() {
                 self.backend.unlisten(open.port.key());
             }
         }
@@ -82,7 +82,7 @@ impl EventLoop {
         let Some(OpenPort { port, .. }) = self.ports.get(&key) else {
             return self.backend.refuse(socket);
         };
-        if port.is_stopped() && (self.stopping || port.turns_away()) {
+        if port.turns_away() {
             self.counters.add(Count::RefusedStopped, 1);
             return self.backend.refuse(socket);
         }

@@ -30,7 +30,7 @@ use crate::{
 pub(crate) struct Listener {
     socket: OwnedFd,
     file: Option<SocketFile>,
-    /// One of the three below.
+    /// One of the four below.
     standing: AtomicU8,
 }
 
@@ -38,8 +38,10 @@ pub(crate) struct Listener {
 const OURS: u8 = 0;
 /// Others may have it. What `shutdown` does, it does to all of them, so from here on it is closed and nothing more.
 const SHARED: u8 = 1;
+/// It is left to the others: nobody is served here any more.
+const LEFT: u8 = 2;
 /// It listens no more.
-const STOPPED: u8 = 2;
+const STOPPED: u8 = 3;
 
 impl Listener {
     /// Binds and listens on TCP. Options set here are inherited by every accepted socket.
@@ -129,7 +131,12 @@ impl Listener {
         }
     }
 
-    /// Whether others may have the socket, and accept from it.
+    /// Leaves a shared socket to the others.
+    pub(crate) fn leave(&self) {
+        let _ = self.standing.compare_exchange(SHARED, LEFT, SeqCst, SeqCst);
+    }
+
+    /// Whether others may have the socket, and whoever is accepted here is served as by them.
     pub(crate) fn is_shared(&self) -> bool {
         self.standing.load(SeqCst) == SHARED
     }

@@ -79,7 +79,7 @@ impl Main {
     /// Accepts no more, at any port.
     pub(super) fn shut_all_ports(&mut self) {
         for (key, open) in &self.ports {
-            open.port.mark_stopped();
+            open.port.shut();
             self.doors.close(*key);
         }
     }

@@ -23,6 +23,7 @@ on_every_backend!(
     n3_the_file_of_a_unix_port_stays_for_the_successor,
     n3_who_was_accepted_too_late_is_served,
     n3_a_shared_socket_survives_the_end_of_a_reactor,
+    n3_a_reactor_that_is_stopped_leaves_those_who_wait_to_the_others,
     n3_a_port_that_nobody_else_has_ends_as_ever,
     n3_a_port_that_ends_gives_no_socket_away,
 );
@@ -168,6 +169,32 @@ fn n3_a_shared_socket_survives_the_end_of_a_reactor(setup: &Setup) {
     port.stop_listening();
     let _third = successor.reactor.adopt_stream_port(kept, Script::echo()).unwrap();
     Peer::dial(address).ask(b"three", b"three");
+}
+
+/// Peers come while the loop is held, and then it is stopped. Whom the kernel has accepted for it by then it turns away, but it takes in nobody
+/// to do that.
+fn n3_a_reactor_that_is_stopped_leaves_those_who_wait_to_the_others(setup: &Setup) {
+    const WAITING: usize = 10;
+    let (inside, go) = (Gate::default(), Gate::default());
+    let (tell, wait) = (inside.clone(), go.clone());
+    let mut server = Script::echo().serve(setup.reactor());
+    let socket = server.port.try_clone_socket().unwrap();
+    server.running.reactor.call_from_thread(move |reactor| {
+        tell.open();
+        wait.pass();
+        reactor.stop().unwrap();
+    });
+    inside.pass();
+    let mut waiting: Vec<Peer> = (0..WAITING).map(|_| server.dial()).collect();
+    go.open();
+    server.running.wait().unwrap();
+    let refused = server.count(Count::RefusedStopped) as usize;
+    assert_eq!(server.count(Count::Made), 0);
+    let successor = Running::start(setup.reactor());
+    successor.reactor.adopt_stream_port(socket, Script::echo()).unwrap();
+    let served = waiting.iter_mut().filter_map(|peer| ask_once(&peer.0).ok()).count();
+    assert_eq!(served + refused, WAITING);
+    assert!(setup.is_uring() || refused == 0, "{refused} were taken in to be turned away");
 }
 
 fn refused_in_time(server: &Server) {
