@@ -20,8 +20,9 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use ringspun::{ClientEndpoint, Error, Port, ServerEndpoint, quote_string_argument};
 
 use crate::{
+    generations::ask_once,
     kit::{Event, Journal, Running, Script},
-    peers::{Bound, Peer, Random, ask_once},
+    peers::{Bound, Peer, Random},
     setups::{Setup, on_every_backend},
     unix::Folder,
 };

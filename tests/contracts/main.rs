@@ -12,6 +12,7 @@ mod endpoints;
 mod endurance;
 mod factories;
 mod foreign;
+mod generations;
 mod handover;
 mod helpers;
 mod kit;

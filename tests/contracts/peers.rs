@@ -4,12 +4,7 @@ use std::{
     io::{self, ErrorKind, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     os::fd::{AsRawFd, OwnedFd},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
-    },
-    thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use nix::sys::socket::{
@@ -214,65 +209,4 @@ pub(crate) fn assert_same(got: &[u8], wanted: &[u8]) {
         let at = got.iter().zip(wanted).position(|(got, wanted)| got != wanted);
         panic!("{} bytes came, {} were sent; the first difference is at {at:?}", got.len(), wanted.len());
     }
-}
-
-/// Clients that call again and again, from threads of their own, until they are told to stop.
-pub(crate) struct Callers {
-    stop: Arc<AtomicBool>,
-    calls: Arc<AtomicUsize>,
-    threads: Vec<JoinHandle<io::Result<()>>>,
-}
-
-impl Callers {
-    /// One error ends a client, and is what [`stop`](Self::stop) fails of.
-    pub(crate) fn start(count: usize, call: impl Fn() -> io::Result<()> + Clone + Send + 'static) -> Self {
-        let (stop, calls) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let run = |_| {
-            let (stop, calls, call) = (Arc::clone(&stop), Arc::clone(&calls), call.clone());
-            thread::spawn(move || {
-                while !stop.load(SeqCst) {
-                    call()?;
-                    calls.fetch_add(1, SeqCst);
-                }
-                Ok(())
-            })
-        };
-        let threads = (0..count).map(run).collect();
-        Self { stop, calls, threads }
-    }
-
-    /// Waits until so many calls more have been answered.
-    pub(crate) fn wait_for(&self, more: usize) {
-        let (wanted, until) = (self.calls.load(SeqCst) + more, Instant::now() + LIMIT);
-        while self.calls.load(SeqCst) < wanted && self.threads.iter().any(|thread| !thread.is_finished()) {
-            assert!(Instant::now() < until, "calls are not answered any more");
-            thread::sleep(Duration::from_millis(1));
-        }
-    }
-
-    /// Ends them; how many calls were answered, which is all that were made.
-    pub(crate) fn stop(self) -> usize {
-        self.stop.store(true, SeqCst);
-        for thread in self.threads {
-            thread.join().unwrap().expect("a call that is answered");
-        }
-        self.calls.load(SeqCst)
-    }
-}
-
-/// Connects, asks once, and goes away at once, so that no port of this side stays taken.
-pub(crate) fn call(address: SocketAddr) -> io::Result<()> {
-    let stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(LIMIT))?;
-    set_linger0(&stream);
-    ask_once(stream)
-}
-
-/// Expects one echo.
-pub(crate) fn ask_once(mut stream: impl Read + Write) -> io::Result<()> {
-    stream.write_all(b"who is there?")?;
-    let mut answer = [0; 13];
-    stream.read_exact(&mut answer)?;
-    assert_eq!(&answer, b"who is there?");
-    Ok(())
 }

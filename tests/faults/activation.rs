@@ -11,12 +11,13 @@ use std::{
     process::{Command, Stdio},
 };
 
-use ringspun::{Activation, Count, Port, Reactor};
+use ringspun::Activation;
 
 use crate::{
     child::{Child, Role, hear_parent, in_child, is_child, role_with, tell_parent},
-    kit::{Event, Gate, Journal, Running, Script},
-    peers::{Callers, Peer, ask_once, call},
+    generations::{Callers, Generation, ask_once, call},
+    kit::{Running, Script},
+    peers::Peer,
     setups::{Setup, on_every_backend},
 };
 
@@ -89,41 +90,6 @@ fn n2_sockets_for_another_process_are_left_alone(setup: &Setup) {
             assert!(error.contains("LISTEN_PID is 1, and this is"), "{error}");
         }
         Role::Parent(child) => child.expect_success(),
-    }
-}
-
-/// A server that has its port from somebody and is to leave it to somebody.
-struct Generation {
-    journal: Journal,
-    port: Port,
-    running: Running,
-}
-
-impl Generation {
-    fn serve(reactor: Reactor, endpoint: &str) -> Self {
-        let (journal, running) = (Journal::default(), Running::start(reactor));
-        let port = running.reactor.listen(endpoint, Script::echo().journal(&journal)).unwrap();
-        Self { journal, port, running }
-    }
-
-    /// The port ends, then those it has let in, then the reactor.
-    fn retire(mut self) {
-        let done = Gate::default();
-        let told = done.clone();
-        self.port.on_done(move |_, _| told.open());
-        self.port.stop_listening();
-        done.pass();
-        let (built, lost) = (
-            |event: &&Event| matches!(event, Event::Built(_)),
-            |event: &&Event| matches!(event, Event::Lost(..)),
-        );
-        self.journal.wait("the end of all connections", |events| {
-            events.iter().filter(built).count() == events.iter().filter(lost).count()
-        });
-        assert_eq!(self.running.count(Count::Accepted), self.running.count(Count::Made));
-        assert_eq!(self.running.count(Count::RefusedStopped), 0);
-        assert!(self.running.count(Count::Made) > 0, "it was never asked");
-        self.running.stop().unwrap();
     }
 }
 

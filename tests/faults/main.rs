@@ -11,6 +11,9 @@ mod signals;
 
 // The same kit as the other suite's, of which this one needs only a part.
 #[allow(dead_code)]
+#[path = "../contracts/generations.rs"]
+mod generations;
+#[allow(dead_code)]
 #[path = "../contracts/kit.rs"]
 mod kit;
 #[allow(dead_code)]
