@@ -1,4 +1,4 @@
-//! The threads of a reactor: each is joined, and none is kept longer than until the next one ends.
+//! The threads of a reactor: each is joined, and none is kept much longer than until the next one ends.
 
 use std::{
     collections::HashMap,
@@ -17,8 +17,9 @@ const MAPPINGS_A_THREAD: usize = 4;
 
 /// The threads that run.
 ///
-/// An ending thread joins the one that ended before it, and leaves its own handle to the next, so
-/// that stacks are given back without anybody being woken for it.
+/// An ending thread joins those that ended before it, and leaves its own handle to the next, so
+/// that stacks are given back without anybody being woken for it. It waits for none that is still ending: on a busy
+/// processor each would wait for the one before it, in a line that grows.
 pub(crate) struct Crew {
     /// A process that runs out of memory mappings cannot even report it, so threads take at most
     /// three quarters of them.
@@ -36,7 +37,8 @@ pub(crate) type Left = Box<dyn Fn() + Send + Sync>;
 struct Roll {
     next: u64,
     running: HashMap<u64, JoinHandle<()>>,
-    ended_last: Option<JoinHandle<()>>,
+    /// Those that have ended, or are about to.
+    ended: Vec<JoinHandle<()>>,
 }
 
 impl Crew {
@@ -49,7 +51,7 @@ impl Crew {
     pub(crate) fn start(self: &Arc<Self>, name: &str, work: Work) -> io::Result<()> {
         // Held until the handle is on the roll, where the thread will look for it.
         let mut roll = self.roll();
-        if roll.running.len() >= self.max {
+        if roll.running.len() + roll.ended.len() >= self.max {
             return Err(io::Error::other("vm.max_map_count leaves no room for the stack of another thread"));
         }
         let number = roll.next;
@@ -77,22 +79,24 @@ impl Crew {
         }
     }
 
-    /// Waits until the last of the ended threads is gone.
+    /// Waits until the last of the ended threads are gone.
     pub(crate) fn join(&self) {
-        let last = self.roll().ended_last.take();
-        join(last);
+        let ended = std::mem::take(&mut self.roll().ended);
+        ended.into_iter().for_each(join);
     }
 
     fn leave(&self, number: u64) {
-        let before = {
+        let gone: Vec<_> = {
             let mut roll = self.roll();
             let own = roll.running.remove(&number);
             if roll.running.is_empty() {
                 self.ended.notify_all();
             }
-            std::mem::replace(&mut roll.ended_last, own)
+            let gone = roll.ended.extract_if(.., |thread| thread.is_finished()).collect();
+            roll.ended.extend(own);
+            gone
         };
-        join(before);
+        gone.into_iter().for_each(join);
         (self.left)();
     }
 
@@ -101,9 +105,9 @@ impl Crew {
     }
 }
 
-fn join(handle: Option<JoinHandle<()>>) {
+fn join(handle: JoinHandle<()>) {
     // A panic that got here has been printed by the panic hook.
-    handle.into_iter().for_each(|handle| drop(handle.join()));
+    drop(handle.join());
 }
 
 /// Strikes a thread off the roll, however it ends.
@@ -115,5 +119,32 @@ struct Leaving {
 impl Drop for Leaving {
     fn drop(&mut self) {
         self.crew.leave(self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::mpsc, time::Duration};
+
+    use super::*;
+
+    /// Where the processor is busy, threads that ended in line behind one another were more than there is room for.
+    #[test]
+    fn no_thread_that_ends_waits_for_one_that_has_not() {
+        let (tell, told) = mpsc::channel();
+        let (go, wait) = mpsc::channel();
+        let (tell, wait) = (Mutex::new(tell), Mutex::new(Some(wait)));
+        let crew = Arc::new(Crew::new(Box::new(move || {
+            let first = wait.lock().unwrap().take();
+            tell.lock().unwrap().send(()).unwrap();
+            first.into_iter().for_each(|wait: mpsc::Receiver<()>| wait.recv().unwrap());
+        })));
+        for _ in 0..3 {
+            crew.start("crew-test", Box::new(|| ())).unwrap();
+            told.recv_timeout(Duration::from_secs(20)).expect("it waits for the first");
+        }
+        assert!(crew.is_empty());
+        go.send(()).unwrap();
+        crew.join();
     }
 }
