@@ -252,6 +252,8 @@ fn m1_what_is_not_in_memory_is_an_error_that_says_so() {
         reactor.listen_unix_datagram("@nobody", Deaf).unwrap_err(),
         reactor.adopt_stream_port(listener(), echoing(&journal)).unwrap_err(),
         reactor.adopt_stream_connection(listener(), echoing(&journal)).unwrap_err(),
+        reactor.listen("systemd:index=0", echoing(&journal)).unwrap_err(),
+        reactor.listen("fd:3", echoing(&journal)).unwrap_err(),
         reactor.add_reader(Pipe(std::io::pipe().unwrap().0)).unwrap_err(),
     ];
     for error in errors {
@@ -260,6 +262,8 @@ fn m1_what_is_not_in_memory_is_an_error_that_says_so() {
             "{error}"
         );
     }
+    let port = reactor.listen("tcp:0:127.0.0.1", echoing(&journal)).unwrap();
+    assert!(port.try_clone_socket().unwrap_err().to_string().contains("in memory"));
 }
 
 #[test]
