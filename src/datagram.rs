@@ -17,7 +17,7 @@ use crate::{
     protocol::ErasedCall,
     reactor::{Command, Core, Reactor, TimerCall},
     sys::{DatagramSocket, Datagrams, Name},
-    timer::TimerKey,
+    timer::{TimerKey, keep_timer},
 };
 
 /// One end of a conversation in datagrams (Twisted's `DatagramProtocol`). All its callbacks run one at a time; one that panics
@@ -107,8 +107,7 @@ impl<'a, P: DatagramProtocol> DatagramCx<'a, P> {
         let call = TimerCall::Datagrams(self.transport.port.key(), erase(call));
         let timer = self.reactor.schedule(delay, call);
         let core = &self.reactor.core;
-        self.timers.retain(|key| core.timers().deadline(*key).is_some());
-        self.timers.push(timer.key());
+        keep_timer(self.timers, timer.key(), &|key| core.timers().deadline(key).is_some());
         timer
     }
 }
@@ -140,6 +139,8 @@ pub enum DatagramError {
     },
     /// [`Limits::output_max`](crate::Limits::output_max) bytes were written in this turn already.
     Full,
+    /// The port was stopped.
+    Closed,
     /// The address is of another kind than the port's own, or names nobody.
     NoSuchPeer(Errno),
 }
@@ -151,6 +152,7 @@ impl fmt::Display for DatagramError {
                 write!(f, "a datagram of {len} bytes is too long: {max} go into one; send it in pieces")
             }
             Self::Full => f.write_str("too many datagrams wait to be sent; write the rest in a later turn"),
+            Self::Closed => f.write_str("the port is closed"),
             Self::NoSuchPeer(errno) => write!(f, "the port cannot send to this address: {errno}"),
         }
     }
@@ -189,6 +191,9 @@ impl DatagramTransport<'_> {
     }
 
     fn queue(&mut self, data: &[u8], to: Option<Name>) -> Result<(), DatagramError> {
+        if self.port.is_stopped() {
+            return Err(DatagramError::Closed);
+        }
         let max = self.socket.payload_max();
         if data.len() > max {
             return Err(DatagramError::TooLong { len: data.len(), max });
@@ -201,8 +206,8 @@ impl DatagramTransport<'_> {
         Ok(())
     }
 
-    /// Sends to, and receives from, nobody but `to` from here on; [`connection_refused`](DatagramProtocol::connection_refused)
-    /// tells that nobody is there.
+    /// Receives from nobody but `to` from here on, to whom [`write_connected`](Self::write_connected) sends;
+    /// [`connection_refused`](DatagramProtocol::connection_refused) tells that nobody is there.
     ///
     /// # Errors
     /// What the kernel says.

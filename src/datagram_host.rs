@@ -52,7 +52,11 @@ pub(crate) struct OpenDatagrams {
 impl OpenDatagrams {
     /// None if the port was stopped before.
     pub(crate) fn new(port: Port, seed: ErasedCall, outgoing_max: usize) -> Option<Self> {
-        let (socket, host) = (port.datagram_socket()?, grow(seed)?);
+        let Some(socket) = port.datagram_socket() else {
+            drop_quietly(seed);
+            return None;
+        };
+        let host = grow(seed)?;
         let (outgoing, timers) = (Datagrams::default(), Vec::new());
         let end = DatagramEnd { port, socket, outgoing, outgoing_max, timers };
         Some(Self { end, host, told_too_long: false })

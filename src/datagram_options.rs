@@ -23,7 +23,7 @@ pub struct UdpOptions {
 }
 
 impl UdpOptions {
-    /// The longest datagram to be received, 8192 bytes by default as in Twisted. A longer one is dropped, and counted as
+    /// The longest datagram to be received, 8192 bytes by default as in Twisted; 0 is an error of `listen`. A longer one is dropped, and counted as
     /// [`Count::DatagramsTooLong`](crate::Count::DatagramsTooLong) (≠: cut off there).
     pub fn max_packet_size(mut self, bytes: usize) -> Self {
         self.max_packet_size = bytes;
@@ -39,7 +39,8 @@ impl UdpOptions {
 
 impl<T: Into<ListenOptions>> From<T> for UdpOptions {
     fn from(at: T) -> Self {
-        Self { at: at.into(), share: false, max_packet_size: LENGTH_MAX }
+        let at = at.into();
+        Self { share: at.reuse_port, at, max_packet_size: LENGTH_MAX }
     }
 }
 
@@ -59,7 +60,7 @@ impl UnixDatagramOptions {
         self
     }
 
-    /// The longest datagram to be received, 8192 bytes by default as in Twisted. A longer one is dropped, and counted as
+    /// The longest datagram to be received, 8192 bytes by default as in Twisted; 0 is an error of `listen`. A longer one is dropped, and counted as
     /// [`Count::DatagramsTooLong`](crate::Count::DatagramsTooLong) (≠: cut off there).
     pub fn max_packet_size(mut self, bytes: usize) -> Self {
         self.max_packet_size = bytes;

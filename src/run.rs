@@ -355,8 +355,16 @@ impl Reactor {
         max_packet_size: usize,
         protocol: P,
     ) -> Result<DatagramPort<P>, Error> {
+        if max_packet_size == 0 {
+            return Err(Error::Option {
+                option: "max_packet_size",
+                cause: "must be 1 byte at least".to_owned(),
+            });
+        }
         let named = socket.and_then(|socket| Ok((socket.address()?, socket)));
         let (address, socket) = named.map_err(|cause| cannot_listen(describe(), cause))?;
+        // Room for more than any datagram has would never be used.
+        let max_packet_size = max_packet_size.min(socket.receive_max());
         let (name, socket) = (factory_name::<P>(), PortSocket::Datagram(Arc::new(socket)));
         // No factory stands behind it, so the key of one is nobody's.
         let port = Port::new(&self.core, HostKey(self.core.next_key()), name, None, socket, address);
@@ -457,6 +465,12 @@ fn cannot_listen(address: String, cause: io::Error) -> Error {
     Error::CannotListen { address, cause }
 }
 
+fn end_port(reactor: &Reactor, port: &Port) {
+    port.end(None).into_iter().for_each(|call| {
+        let _ = caught(|| call(reactor, None));
+    });
+}
+
 /// Ends what was queued and will never run. Dropping it may queue more, which is dropped at once.
 fn end_the_rest(reactor: &Reactor) {
     let core = &reactor.core;
@@ -467,10 +481,10 @@ fn end_the_rest(reactor: &Reactor) {
     core.take_inbox(&mut commands);
     for command in commands {
         match command {
-            Command::Listen(port) | Command::OpenDatagrams(port, ..) => {
-                port.end(None).into_iter().for_each(|call| {
-                    let _ = caught(|| call(reactor, None));
-                })
+            Command::Listen(port) => end_port(reactor, &port),
+            Command::OpenDatagrams(port, seed, _) => {
+                drop_quietly(seed);
+                end_port(reactor, &port);
             }
             Command::Connect(connector) => connector.set_disconnected(),
             Command::AddDescriptor(new) => watches::lose_unwatched(new, reactor),

@@ -67,7 +67,7 @@ fn expect_socket(fd: &impl AsFd, kind: SockType) -> io::Result<()> {
     }
 }
 
-/// Sends small writes at once, and keeps urgent data in line, so that a short read is the last one.
+/// Sends small writes at once, and keeps urgent data in line, so that all bytes come (C5).
 fn for_small_messages(fd: &OwnedFd) -> Result<(), Errno> {
     socket::setsockopt(fd, sockopt::TcpNoDelay, &true)?;
     Ok(socket::setsockopt(fd, sockopt::OobInline, &true)?)
@@ -112,7 +112,13 @@ pub(crate) fn check_connected(fd: &OwnedFd) -> io::Result<()> {
     if peer_address(fd.as_fd()).is_none() {
         return Err(io::Error::new(io::ErrorKind::NotConnected, "it is a socket that is not connected"));
     }
+    keep_urgent_data_in_line(fd.as_fd());
     Ok(set_nonblocking(fd.as_fd())?)
+}
+
+/// Has urgent data come among all other, as on sockets of our own. Sockets that know none refuse.
+fn keep_urgent_data_in_line(fd: BorrowedFd<'_>) {
+    let _ = socket::setsockopt(&fd, sockopt::OobInline, &true);
 }
 
 /// How long a connection attempt rests when the server's backlog is full.

@@ -20,7 +20,7 @@ use crate::{
     output::{Batch, Pool, Write},
     policies::Place,
     reactor::Core,
-    timer::TimerKey,
+    timer::{TimerKey, keep_timer},
     transport::{Link, Side, SocketFlag, Visited},
 };
 
@@ -315,17 +315,6 @@ impl Table {
         }
         entry.connection.step(now, &self.limits, &mut self.pool, may_send)
     }
-}
-
-/// Adds a timer to those that die with a connection. Each time the list is full, those that have
-/// fired or were cancelled make room, so that re-arming with every message does not grow it; where
-/// most are alive it doubles, so that they are not asked again soon.
-pub(crate) fn keep_timer(timers: &mut Vec<TimerKey>, timer: TimerKey, alive: &dyn Fn(TimerKey) -> bool) {
-    if timers.len() == timers.capacity() {
-        timers.retain(|kept| alive(*kept));
-        timers.reserve(timers.len().max(3) + 1);
-    }
-    timers.push(timer);
 }
 
 /// How a transport reaches the connections of a loop, while one of its callbacks runs.

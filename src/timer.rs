@@ -169,6 +169,17 @@ pub fn deadline_after(now: Instant, delay: Duration) -> Instant {
     now.checked_add(delay).unwrap_or_else(|| now + CENTURY)
 }
 
+/// Adds a timer to those that die with a connection. Each time the list is full, those that have
+/// fired or were cancelled make room, so that re-arming with every message does not grow it; where
+/// most are alive it doubles, so that they are not asked again soon.
+pub(crate) fn keep_timer(timers: &mut Vec<TimerKey>, timer: TimerKey, alive: &dyn Fn(TimerKey) -> bool) {
+    if timers.len() == timers.capacity() {
+        timers.retain(|kept| alive(*kept));
+        timers.reserve(timers.len().max(3) + 1);
+    }
+    timers.push(timer);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

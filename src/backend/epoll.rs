@@ -60,7 +60,9 @@ struct Slot {
     /// It stands in the line of those to be read again.
     queued: bool,
     connecting: bool,
-    /// A short receive does not mean that there is no more.
+    /// Urgent data has come, before which a receive ends, in line or not.
+    urgent: bool,
+    /// A receive ends where a descriptor came along, so a short one need not be the last.
     unix: bool,
     /// Descriptors are received, too.
     rights: bool,
@@ -340,7 +342,8 @@ impl Io {
 
     fn adopt(&mut self, id: ConnId, socket: OwnedFd) {
         self.counters.call(Syscall::EpollCtl);
-        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
+        let arrivals = EpollFlags::EPOLLIN | EpollFlags::EPOLLPRI | EpollFlags::EPOLLRDHUP;
+        let flags = arrivals | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
         let data = u64::from(id.generation()) << 32 | id.slot() as u64;
         if let Err(errno) = self.epoll.add(&socket, EpollEvent::new(flags, data)) {
             self.ready.push_back(Event::End { id, errno: Some(errno.into()) });
@@ -356,6 +359,7 @@ impl Io {
             hung_up: false,
             queued: false,
             connecting: false,
+            urgent: false,
             unix: false,
             rights: false,
             batch: None,
@@ -385,6 +389,7 @@ impl Io {
         let (id, connecting) = (slot.id, slot.connecting);
         let ending = EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR;
         slot.hung_up |= flags.intersects(ending);
+        slot.urgent |= flags.contains(EpollFlags::EPOLLPRI);
         slot.readable |= flags.intersects(ending | EpollFlags::EPOLLIN);
         if connecting {
             return self.connected(id, flags);
@@ -412,13 +417,15 @@ impl Io {
         if !slot.reading || !slot.readable || slot.queued {
             return None;
         }
-        let rights = slot.rights;
-        let outcome = match rights {
-            true => inbox.receive(slot.socket.as_fd(), buffer),
-            false => sys::receive(slot.socket.as_fd(), buffer),
+        let (rights, unix) = (slot.rights, slot.unix);
+        let outcome = match (rights, unix) {
+            (true, _) => inbox.receive(slot.socket.as_fd(), buffer),
+            (_, true) => inbox.receive_bytes(slot.socket.as_fd(), buffer),
+            _ => sys::receive(slot.socket.as_fd(), buffer),
         };
+        let cut = unix && inbox.ended_at_descriptor();
         let more = match outcome {
-            Ok(len) => len == buffer.len() || ((slot.hung_up | slot.unix) && len > 0),
+            Ok(len) => len == buffer.len() || ((slot.hung_up | slot.urgent | cut) && len > 0),
             Err(errno) => errno.raw() == libc::EINTR,
         };
         slot.readable = more;

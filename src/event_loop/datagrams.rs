@@ -9,6 +9,7 @@ use crate::{
     datagram_host::{DatagramEvent, OpenDatagrams},
     driver::tell_done,
     error::{Errno, Error},
+    host::drop_quietly,
     id::PortKey,
     port::Port,
     protocol::ErasedCall,
@@ -85,6 +86,7 @@ impl DatagramPorts {
 impl EventLoop {
     pub(super) fn open_datagrams(&mut self, port: Port, seed: ErasedCall, max_packet_size: usize) {
         if self.stopping || port.is_stopped() {
+            drop_quietly(seed);
             return tell_done(&port, &self.reactor, None);
         }
         let key = port.key();
@@ -100,7 +102,11 @@ impl EventLoop {
     }
 
     pub(super) fn call_datagrams(&mut self, key: PortKey, call: ErasedCall) {
-        self.tell_datagrams(key, DatagramEvent::Call(call));
+        if self.datagrams.open.contains_key(&key) {
+            self.tell_datagrams(key, DatagramEvent::Call(call));
+        } else {
+            drop_quietly(call);
+        }
     }
 
     /// Sends what was written since the last time. A port whose last datagrams are still with the backend has its turn

@@ -18,7 +18,7 @@ use nix::{
 
 use super::{
     Name, expect_socket,
-    listener::{SocketFile, bind_unix},
+    listener::{SocketFile, bind_unix, lock_folder},
     name::{address_of, socket_address},
     new_socket, set_nonblocking,
 };
@@ -32,6 +32,8 @@ const DATAGRAMS_A_CALL: usize = 32;
 /// The longest payloads that an IP packet has room for.
 const PAYLOAD_MAX_V4: usize = 65_507;
 const PAYLOAD_MAX_V6: usize = 65_527;
+/// Far beyond what a Unix socket sends unless it is told to.
+const UNIX_RECEIVE_MAX: usize = 16 << 20;
 
 /// A bound datagram socket that answers EAGAIN instead of waiting.
 #[derive(Debug)]
@@ -60,6 +62,7 @@ impl DatagramSocket {
     /// Binds a Unix socket, unless it is to have no name. A socket file that nobody has open is taken over.
     pub(crate) fn bind_unix(address: &UnixAddress, mode: Option<u32>) -> io::Result<Self> {
         let socket = new_socket(AddressFamily::Unix, SockType::Datagram)?;
+        let _alone = lock_folder(address)?;
         let file = match address {
             UnixAddress::Unnamed => None,
             address => bind_unix(&socket, address, SockType::Datagram, mode)?,
@@ -76,6 +79,12 @@ impl DatagramSocket {
         set_nonblocking(socket.as_fd())?;
         let own: SockaddrStorage = socket::getsockname(socket.as_raw_fd())?;
         let family = own.family().unwrap_or(AddressFamily::Unspec);
+        // Nobody reads a queue of errors here, and one that is not empty would be ready for ever.
+        let _ = match family {
+            AddressFamily::Inet => set_int(&socket, libc::IPPROTO_IP, libc::IP_RECVERR, 0),
+            AddressFamily::Inet6 => set_int(&socket, libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 0),
+            _ => Ok(()),
+        };
         Ok(Self { socket, family, file: None })
     }
 
@@ -157,6 +166,11 @@ impl DatagramSocket {
         Ok(socket::setsockopt(&self.socket, sockopt::Broadcast, &on)?)
     }
 
+    /// The longest datagram that can be received.
+    pub(crate) fn receive_max(&self) -> usize {
+        if self.family == AddressFamily::Unix { UNIX_RECEIVE_MAX } else { usize::from(u16::MAX) }
+    }
+
     /// Sends all of these; those that the kernel did not take are told by their place.
     pub(crate) fn send(
         &self,
@@ -170,6 +184,11 @@ impl DatagramSocket {
             match self.send_some(datagrams, from) {
                 Ok(sent) => from += sent,
                 Err(NixErrno::EINTR) => {}
+                // The socket itself is full, and not only the queue of one peer.
+                Err(NixErrno::EAGAIN) if self.family != AddressFamily::Unix => {
+                    (from..datagrams.len()).for_each(|at| failed(at as u32, NixErrno::EAGAIN.into()));
+                    return;
+                }
                 Err(errno) => {
                     failed(from as u32, errno.into());
                     from += 1;
@@ -241,6 +260,13 @@ impl DatagramSocket {
     /// Its file, if it has one, goes at once, though the descriptor stays open.
     pub(crate) fn stop(&self) {
         self.file.iter().for_each(SocketFile::remove);
+    }
+}
+
+impl Drop for DatagramSocket {
+    /// One that never came to be a port leaves no file behind.
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 

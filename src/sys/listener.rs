@@ -1,20 +1,26 @@
 //! Listening sockets: TCP and Unix, made here or taken over from whoever made them.
 
 use std::{
-    fs,
+    fs::{self, File},
     io::{self, ErrorKind},
     net::SocketAddr,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
-        unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
+        unix::fs::{FileTypeExt, MetadataExt},
     },
     path::{Path, PathBuf},
     sync::atomic::{AtomicU8, Ordering::SeqCst},
+    thread,
+    time::{Duration, Instant},
 };
 
-use nix::sys::{
-    socket::{self, Backlog, Shutdown, SockFlag, SockType, sockopt},
-    stat::{Mode, fchmod},
+use nix::{
+    errno::Errno as NixErrno,
+    fcntl::{AT_FDCWD, Flock, FlockArg},
+    sys::{
+        socket::{self, AddressFamily, Backlog, Shutdown, SockFlag, SockType, sockopt},
+        stat::{FchmodatFlags, Mode, fchmod, fchmodat},
+    },
 };
 
 use super::{for_small_messages, name, new_socket};
@@ -62,7 +68,9 @@ impl Listener {
 
     /// Binds and listens on a Unix name. A socket file that nobody listens on is taken over.
     pub(crate) fn bind_unix(address: &UnixAddress, backlog: u32, mode: Option<u32>) -> io::Result<Self> {
-        let socket = new_socket(nix::sys::socket::AddressFamily::Unix, SockType::Stream)?;
+        let socket = new_socket(AddressFamily::Unix, SockType::Stream)?;
+        // Held until it listens: one that is bound and does not yet looks as if nobody had it any more.
+        let _alone = lock_folder(address)?;
         let file = bind_unix(&socket, address, SockType::Stream, mode)?;
         Self::new(socket, file, OURS).listen(backlog)
     }
@@ -74,6 +82,7 @@ impl Listener {
     pub(crate) fn adopt(socket: OwnedFd) -> io::Result<Self> {
         Self::check(socket.as_fd(), None)?;
         super::set_nonblocking(socket.as_fd())?;
+        super::keep_urgent_data_in_line(socket.as_fd());
         Ok(Self::new(socket, None, SHARED))
     }
 
@@ -151,6 +160,15 @@ impl Listener {
     }
 }
 
+impl Drop for Listener {
+    /// One that never came to be a port leaves no file behind.
+    fn drop(&mut self) {
+        if *self.standing.get_mut() == OURS {
+            self.file.iter().for_each(SocketFile::remove);
+        }
+    }
+}
+
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
@@ -163,18 +181,53 @@ pub(crate) struct SocketFile {
     path: PathBuf,
     /// Device and inode: a file that somebody else has put there since is not ours to remove.
     identity: (u64, u64),
+    /// A forked child has no part in it.
+    process: u32,
 }
 
 impl SocketFile {
     fn find(path: &Path) -> io::Result<Self> {
         let file = fs::symlink_metadata(path)?;
-        Ok(Self { path: path.into(), identity: (file.dev(), file.ino()) })
+        let identity = (file.dev(), file.ino());
+        Ok(Self { path: path.into(), identity, process: std::process::id() })
+    }
+
+    /// Gives it what permissions the umask has taken.
+    fn set_mode(&self, mode: u32) -> io::Result<()> {
+        let mode = Mode::from_bits_truncate(mode);
+        // What is a link by now is somebody else's, and is not followed.
+        Ok(fchmodat(AT_FDCWD, &self.path, mode, FchmodatFlags::NoFollowSymlink)?)
     }
 
     pub(crate) fn remove(&self) {
-        if fs::symlink_metadata(&self.path).is_ok_and(|file| (file.dev(), file.ino()) == self.identity) {
+        let is_ours = |file: fs::Metadata| (file.dev(), file.ino()) == self.identity;
+        if self.process == std::process::id() && fs::symlink_metadata(&self.path).is_ok_and(is_ours) {
             let _ = fs::remove_file(&self.path);
         }
+    }
+}
+
+/// How long another process may take to bind a socket in the same folder.
+const FOLDER_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Keeps others who bind Unix sockets in the same folder waiting, so that of several that find a file nobody listens on, one takes it over.
+/// Where the folder cannot be opened there is nothing to lock, and none of them waits.
+pub(crate) fn lock_folder(address: &UnixAddress) -> io::Result<Option<Flock<File>>> {
+    let Some(path) = address.path() else { return Ok(None) };
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let Ok(mut folder) = File::open(folder) else { return Ok(None) };
+    let until = Instant::now() + FOLDER_PATIENCE;
+    loop {
+        match Flock::lock(folder, FlockArg::LockExclusiveNonblock) {
+            Ok(locked) => return Ok(Some(locked)),
+            Err((_, errno)) if errno != NixErrno::EWOULDBLOCK && errno != NixErrno::EINTR => return Ok(None),
+            Err(_) if Instant::now() >= until => {
+                let cause = "another process holds a lock on its folder; end that, or choose another folder";
+                return Err(io::Error::new(ErrorKind::TimedOut, cause));
+            }
+            Err((back, _)) => folder = back,
+        }
+        thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -192,16 +245,20 @@ pub(crate) fn bind_unix(
     }
     let bind = || socket::bind(socket.as_raw_fd(), name.raw());
     if let Err(errno) = bind() {
-        if errno != nix::errno::Errno::EADDRINUSE || !take_over(address, &name, kind)? {
+        if errno != NixErrno::EADDRINUSE || !take_over(address, &name, kind)? {
             return Err(errno.into());
         }
         bind()?;
     }
     let Some(path) = address.path() else { return Ok(None) };
-    if let Some(mode) = mode {
-        fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+    let file = SocketFile::find(path)?;
+    if let Some(mode) = mode
+        && let Err(error) = file.set_mode(mode)
+    {
+        file.remove();
+        return Err(error);
     }
-    SocketFile::find(path).map(Some)
+    Ok(Some(file))
 }
 
 /// Removes a socket file that nobody listens on, as a process leaves it that was killed. Answers whether there was one.
@@ -212,7 +269,7 @@ fn take_over(address: &UnixAddress, name: &Name, kind: SockType) -> io::Result<b
         return Err(io::Error::new(ErrorKind::AlreadyExists, cause));
     }
     let probe = new_socket(name.family(), kind)?;
-    let stale = socket::connect(probe.as_raw_fd(), name.raw()) == Err(nix::errno::Errno::ECONNREFUSED);
+    let stale = socket::connect(probe.as_raw_fd(), name.raw()) == Err(NixErrno::ECONNREFUSED);
     if stale {
         fs::remove_file(path)?;
     }

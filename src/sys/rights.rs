@@ -77,6 +77,20 @@ impl RightsInbox {
         Ok(NixErrno::result(received)? as usize)
     }
 
+    /// Receives into `buffer`, and closes what descriptors come along; 0 is the peer's end.
+    pub(crate) fn receive_bytes(&mut self, fd: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize, Errno> {
+        let header = self.point_to(buffer);
+        (self.header.msg_control, self.header.msg_controllen) = (ptr::null_mut(), 0);
+        // SAFETY: what the header points to lives until the call returns, and nothing else uses it meanwhile.
+        let received = unsafe { libc::recvmsg(fd.as_raw_fd(), header, 0) };
+        Ok(NixErrno::result(received)? as usize)
+    }
+
+    /// Whether the last receive was cut short by a descriptor, behind which there may be more. Asked before [`take`](Self::take).
+    pub(crate) fn ended_at_descriptor(&self) -> bool {
+        self.header.msg_controllen > 0 || self.header.msg_flags & libc::MSG_CTRUNC != 0
+    }
+
     /// The descriptors that came with the last message, once.
     pub(crate) fn take(&mut self) -> Vec<OwnedFd> {
         let mut taken = Vec::new();

@@ -49,6 +49,7 @@ impl DatagramPort {
 impl Main {
     pub(super) fn open_datagrams(&mut self, port: Port, seed: ErasedCall, max_packet_size: usize) {
         if self.stopping || port.is_stopped() {
+            drop_quietly(seed);
             return tell_done(&port, &self.shared.reactor, None);
         }
         let Some(served) = OpenDatagrams::new(port.clone(), seed, self.shared.limits().output_max) else {
@@ -102,7 +103,10 @@ impl Main {
     }
 
     pub(super) fn datagrams_closed(&mut self, port: &Port) {
-        self.datagrams.remove(&port.key());
+        if let Some(open) = self.datagrams.remove(&port.key()) {
+            // What came too late for its thread.
+            drop_quietly(std::mem::take(&mut *lock(&open.mail)));
+        }
         tell_done(port, self.reactor(), None);
     }
 }
@@ -141,9 +145,10 @@ impl Serving {
             let stopped = self.read_mail();
             self.send();
             if stopped {
-                break;
+                // What callbacks add now is refused.
+                break self.send();
             }
-            if !self.receive() {
+            if !self.receive() && !self.served.has_outgoing() {
                 self.open.door.wait(&self.counters);
             }
         }
@@ -213,17 +218,18 @@ impl Serving {
         true
     }
 
-    /// Sends what the callbacks have written, and what they write when they hear what became of that.
+    /// Sends what the callbacks have written. What they write when they hear what became of that goes next time.
     fn send(&mut self) {
-        while self.served.has_outgoing() {
-            let mut outgoing = self.served.take_outgoing(std::mem::take(&mut self.spare));
-            let mut failed = Vec::new();
-            let mut call = || self.counters.call(Syscall::Sendmmsg);
-            self.served.socket().send(&outgoing, &mut call, &mut |at, errno| failed.push((at, errno)));
-            self.counters.add(Count::DatagramsSent, (outgoing.len() - failed.len()) as u64);
-            self.served.sent(&self.shared.reactor, &outgoing, &failed);
-            outgoing.clear();
-            self.spare = outgoing;
+        if !self.served.has_outgoing() {
+            return;
         }
+        let mut outgoing = self.served.take_outgoing(std::mem::take(&mut self.spare));
+        let mut failed = Vec::new();
+        let mut call = || self.counters.call(Syscall::Sendmmsg);
+        self.served.socket().send(&outgoing, &mut call, &mut |at, errno| failed.push((at, errno)));
+        self.counters.add(Count::DatagramsSent, (outgoing.len() - failed.len()) as u64);
+        self.served.sent(&self.shared.reactor, &outgoing, &failed);
+        outgoing.clear();
+        self.spare = outgoing;
     }
 }

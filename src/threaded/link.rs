@@ -11,8 +11,7 @@ use crate::{
     id::{ConnId, HostKey},
     output::{Batch, Write},
     sys,
-    table::keep_timer,
-    timer::TimerKey,
+    timer::{TimerKey, keep_timer},
     transport::{Link, Side, SocketFlag, Visited},
 };
 

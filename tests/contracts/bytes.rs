@@ -1,6 +1,7 @@
 //! Bytes on their way: in order, none lost, none doubled, whatever is paused (C5, C12, C13).
 
 use std::{
+    os::fd::AsRawFd,
     sync::{Arc, Mutex},
     thread,
     time::Duration,
@@ -15,6 +16,7 @@ use crate::{
 };
 
 on_every_backend!(
+    c5_urgent_data_comes_in_its_place,
     c5_received_bytes_survive_any_chunking_and_pausing,
     c5_sent_bytes_survive_any_chunking,
     c5_every_connection_keeps_its_own_bytes,
@@ -362,4 +364,19 @@ fn c13_bytes_before_the_fin_come_before_it(setup: &Setup) {
         assert_eq!(server.journal.wait_lost(number), "Done");
         assert_same(&server.journal.bytes(number), &bytes);
     }
+}
+
+fn c5_urgent_data_comes_in_its_place(setup: &Setup) {
+    let server = Script::new().serve(setup.reactor());
+    let mut peer = server.dial_made(0);
+    // A receive ends before it, though all of it is there before the reactor looks.
+    let gate = Gate::default();
+    let held = gate.clone();
+    server.running.reactor.call_from_thread(move |_| held.pass());
+    peer.write(b"abc");
+    let urgent = nix::sys::socket::MsgFlags::MSG_OOB;
+    assert_eq!(nix::sys::socket::send(peer.0.as_raw_fd(), b"X", urgent), Ok(1));
+    peer.write(b"def");
+    gate.open();
+    assert_eq!(server.journal.wait_bytes(0, 7), b"abcXdef");
 }

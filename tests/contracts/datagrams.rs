@@ -46,6 +46,9 @@ on_every_backend!(
     u1_what_is_written_before_the_close_is_sent,
     u1_many_ports_serve_at_once,
     u1_an_adopted_port_serves,
+    u1_who_never_gives_up_keeps_nobody_from_stopping,
+    u1_room_for_longer_ones_than_there_are_is_not_taken,
+    u1_a_call_that_comes_too_late_is_dropped_quietly,
     u2_unix_datagrams_come_and_go,
     u2_a_datagram_file_has_its_mode_is_taken_over_and_goes,
     u2_a_live_datagram_socket_is_refused,
@@ -664,4 +667,73 @@ fn u2_without_a_name_it_can_send_only(setup: &Setup) {
     let (len, from) = patient(|| peer.recv_from(&mut buffer));
     assert!(from.is_unnamed());
     assert_eq!(&buffer[..len], b"unnamed");
+}
+
+/// Writes again whenever it hears that it could not.
+struct Stubborn(Address);
+
+impl DatagramProtocol for Stubborn {
+    fn start_protocol(&mut self, cx: &mut DatagramCx<'_, Self>) {
+        cx.transport.write(b"there?", &self.0).unwrap();
+    }
+
+    fn datagram_received(&mut self, _cx: &mut DatagramCx<'_, Self>, _data: &[u8], _from: &Address) {}
+
+    fn send_failed(&mut self, cx: &mut DatagramCx<'_, Self>, _to: Option<&Address>, _errno: Errno) {
+        let _ = cx.transport.write(b"and now?", &self.0);
+    }
+}
+
+fn u1_who_never_gives_up_keeps_nobody_from_stopping(setup: &Setup) {
+    let (folder, mut running) = (Folder::new(), Running::start(setup.reactor()));
+    let stubborn = || Stubborn(Address::Unix(folder.file("nobody").into()));
+    let port = running.reactor.listen_unix_datagram(folder.file("one"), stubborn()).unwrap();
+    running.reactor.listen_unix_datagram(folder.file("other"), stubborn()).unwrap();
+    let done = Gate::default();
+    let told = done.clone();
+    port.on_done(move |_, _| told.open());
+    port.stop_listening();
+    done.pass();
+    running.stop().unwrap();
+}
+
+fn u1_room_for_longer_ones_than_there_are_is_not_taken(setup: &Setup) {
+    let (folder, running) = (Folder::new(), Running::start(setup.reactor()));
+    let journal = Journal::default();
+    let none = UdpOptions::from(("127.0.0.1", 0)).max_packet_size(0);
+    let text = running.reactor.listen_udp(none, Talker::new(&journal)).unwrap_err().to_string();
+    assert!(text.contains("max_packet_size") && text.contains("1 byte"), "{text}");
+    let all = UdpOptions::from(("127.0.0.1", 0)).max_packet_size(usize::MAX);
+    let port = running.reactor.listen_udp(all, Talker::echo(&journal)).unwrap();
+    let bytes = pattern(9, 65_507);
+    assert!(ask(&udp(), address(&port), &bytes) == bytes);
+    let all = UnixDatagramOptions::from(folder.file("port")).max_packet_size(usize::MAX);
+    running.reactor.listen_unix_datagram(all, Talker::echo(&journal)).unwrap();
+    let peer = unix(&folder, "peer");
+    peer.send_to(b"small", folder.file("port")).unwrap();
+    assert_eq!(patient(|| peer.recv(&mut [0; 10])), 5);
+}
+
+/// Panics when it is dropped.
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            panic!("dropped on purpose");
+        }
+    }
+}
+
+fn u1_a_call_that_comes_too_late_is_dropped_quietly(setup: &Setup) {
+    let running = Running::start(setup.reactor());
+    let (port, journal) = echo(&running);
+    journal.wait_for(Event::Started);
+    port.stop_listening();
+    journal.wait_for(Event::Stopped);
+    let bomb = Bomb;
+    port.post(move |_, _| drop(bomb));
+    running.call(|_| ());
+    let (port, _) = echo(&running);
+    assert_eq!(ask(&udp(), address(&port), b"alive?"), b"alive?");
 }

@@ -5,7 +5,7 @@ use std::{
     io::{ErrorKind, Read, Write},
     net::{TcpListener, TcpStream},
     os::{
-        fd::OwnedFd,
+        fd::{AsRawFd, OwnedFd},
         linux::net::SocketAddrExt,
         unix::{
             fs::{FileTypeExt, PermissionsExt},
@@ -13,9 +13,15 @@ use std::{
         },
     },
     path::{Path, PathBuf},
-    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    sync::{
+        Arc, Barrier,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    thread,
     time::Duration,
 };
+
+use nix::sys::socket::{MsgFlags, send};
 
 use ringspun::{Address, Error, Reason, UnixAddress, UnixConnectOptions, UnixListenOptions};
 
@@ -30,6 +36,8 @@ on_every_backend!(
     u2_an_abstract_name_has_no_file,
     u2_the_file_gets_its_mode_and_goes_with_the_port,
     u2_a_stale_file_is_taken_over,
+    u2_of_many_who_find_a_stale_file_one_takes_it_over,
+    u2_a_port_that_never_opens_leaves_no_file,
     u2_a_live_socket_is_refused,
     u2_what_is_no_socket_is_refused,
     u2_a_name_too_long_is_refused,
@@ -44,6 +52,7 @@ on_every_backend!(
     n1_an_adopted_unix_port_keeps_its_file,
     n1_an_adopted_connection_is_served,
     n1_a_factory_starts_for_an_adopted_connection_and_stops_after_it,
+    n1_urgent_data_comes_among_all_other,
     n1_what_cannot_be_adopted_is_refused,
 );
 
@@ -142,6 +151,41 @@ fn u2_a_stale_file_is_taken_over(setup: &Setup) {
     assert!(fs::metadata(&path).unwrap().file_type().is_socket());
     running.reactor.listen_unix(path.as_path(), Script::echo()).unwrap();
     ask(&mut dial(&path), b"taken over");
+}
+
+fn u2_of_many_who_find_a_stale_file_one_takes_it_over(setup: &Setup) {
+    for _ in 0..20 {
+        let folder = Folder::new();
+        let path = folder.file("echo");
+        drop(UnixListener::bind(&path).unwrap());
+        let (running, journal) = (Running::start(setup.reactor()), Journal::default());
+        let start = Arc::new(Barrier::new(4));
+        let claimants: Vec<_> = (0..4)
+            .map(|_| {
+                let (reactor, journal) = (running.reactor.clone(), journal.clone());
+                let (path, start) = (path.clone(), Arc::clone(&start));
+                thread::spawn(move || {
+                    start.wait();
+                    reactor.listen_unix(path, Script::echo().journal(&journal)).is_ok()
+                })
+            })
+            .collect();
+        let had = claimants.into_iter().map(|claimant| claimant.join().unwrap()).filter(|had| *had).count();
+        assert_eq!(had, 1, "the others find it live");
+        ask(&mut dial(&path), b"the one");
+    }
+}
+
+fn u2_a_port_that_never_opens_leaves_no_file(setup: &Setup) {
+    let folder = Folder::new();
+    let path = folder.file("echo");
+    drop({
+        let reactor = setup.reactor();
+        let port = reactor.listen_unix(path.as_path(), Script::echo()).unwrap();
+        assert!(path.exists());
+        (reactor, port)
+    });
+    assert!(!path.exists());
 }
 
 fn u2_a_live_socket_is_refused(setup: &Setup) {
@@ -368,6 +412,34 @@ fn n1_a_factory_starts_for_an_adopted_connection_and_stops_after_it(setup: &Setu
         life.collect::<Vec<_>>(),
         [Event::Started, Event::Built(0), Event::Made(0), lost, Event::Stopped]
     );
+}
+
+fn n1_urgent_data_comes_among_all_other(setup: &Setup) {
+    let running = Running::start(setup.reactor());
+    let (listener, other) =
+        (TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
+    let (at, other_at) = (listener.local_addr().unwrap(), other.local_addr().unwrap());
+    let journal = Journal::default();
+    let factory = running.reactor.add_factory(Script::new().journal(&journal));
+    running.reactor.adopt_stream_port(listener.into(), &factory).unwrap();
+    let accepted = TcpStream::connect(at).unwrap();
+    let connected = TcpStream::connect(other_at).unwrap();
+    running.reactor.adopt_stream_connection(other.accept().unwrap().0.into(), &factory).unwrap();
+    journal.wait("both", |events| events.iter().filter(|event| matches!(event, Event::Made(_))).count() == 2);
+    // All of it is there before the reactor looks.
+    let gate = Gate::default();
+    let held = gate.clone();
+    running.reactor.call_from_thread(move |_| held.pass());
+    for mut peer in [&accepted, &connected] {
+        peer.write_all(b"abc").unwrap();
+        let urgent = send(peer.as_raw_fd(), b"X", MsgFlags::MSG_OOB);
+        assert_eq!(urgent, Ok(1));
+        peer.write_all(b"def").unwrap();
+    }
+    gate.open();
+    for conn in 0..2 {
+        assert_eq!(journal.wait_bytes(conn, 7), b"abcXdef");
+    }
 }
 
 fn n1_what_cannot_be_adopted_is_refused(setup: &Setup) {
