@@ -1,6 +1,7 @@
 //! A connection's unsent bytes: what `write` appends to, and what moves to a backend to be sent.
 
 mod budget;
+mod forgetting;
 mod passing;
 
 use std::{any::Any, fmt, io, sync::Arc};
@@ -406,6 +407,7 @@ impl Output {
     /// A short send is rare, so the bytes behind it may be copied to keep one batch gathering.
     #[cold]
     fn put_first(&mut self, mut first: Box<Batch>, pool: &mut Pool) {
+        first.forget_sent();
         if let Some(behind) = self.gathering.take() {
             let offset = first.bytes.len();
             first.bytes.extend_from_slice(&behind.bytes);
