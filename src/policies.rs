@@ -98,6 +98,8 @@ impl Policies {
 
     /// Closes a connection, as `lose_connection` does, when nothing was received and nothing was sent for `limit`, or for up to a
     /// quarter longer: it is looked at four times within the limit, and a message costs nothing. The reason is `Reason::TimedOut(Timeout::Idle)`.
+    /// Bytes are sent when the kernel has taken them. Of a long write it takes more when about a third of the socket's send buffer has gone: a
+    /// peer that takes less than that within `limit` may count as idle.
     pub fn idle_timeout(mut self, limit: Duration) -> Self {
         self.idle_timeout = Some(limit);
         self

@@ -16,6 +16,7 @@ on_every_backend!(
     c18_the_hard_limit_counts_what_was_unsent_before,
     c18_a_write_past_the_hard_limit_asks_for_no_bytes,
     c18_a_protocol_that_writes_whenever_it_may_still_receives,
+    c18_how_far_a_long_write_has_come_is_known,
     p4_a_peer_that_never_reads_costs_no_more_than_the_limit,
 );
 
@@ -129,6 +130,18 @@ fn c18_a_protocol_that_writes_whenever_it_may_still_receives(setup: &Setup) {
         deaf.write(b"heard?");
         assert_eq!(server.journal.wait_bytes(number, 6), b"heard?");
     }
+}
+
+fn c18_how_far_a_long_write_has_come_is_known(setup: &Setup) {
+    // More than the kernel keeps of either half of it.
+    const HALF: usize = 12 << 20;
+    let script = Script::new().on_made(|cx, _| ignore(cx.transport.write(&vec![0; 2 * HALF])));
+    let server = script.serve(setup.reactor());
+    let mut peer = Peer::dial_narrow(server.address(), 64 << 10);
+    assert_eq!(peer.read_exactly(HALF).len(), HALF);
+    // What is told is behind what has gone by one send at most.
+    server.running.wait_count(Count::BytesSent, (HALF - (256 << 10)) as u64);
+    assert_eq!(server.journal.count(|event| matches!(event, Event::ResumeWriting(_))), 0);
 }
 
 /// Writes a chunk whenever the loop comes round, for as long as it may.

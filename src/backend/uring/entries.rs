@@ -11,6 +11,9 @@ use crate::{
 
 /// The kernel cuts longer sends itself (`MAX_RW_COUNT`); what is left goes next time.
 const SEND_MAX: usize = 0x7fff_f000;
+/// A send that waits for room is heard of only when all of it went, so it is no longer than this: a peer that reads slowly
+/// still reads, and whoever asks what passes has to hear of it.
+const PATIENT_MAX: usize = 256 << 10;
 
 /// What the kernel reads while a `sendmsg` is in flight.
 pub(super) struct Message {
@@ -34,24 +37,24 @@ pub(super) fn receive_entry(fd: impl Target, group: u16, once: Option<u32>) -> s
     }
 }
 
-/// One send of the whole batch, or of as much as one operation takes, and how much that is. `MSG_WAITALL` makes the
-/// kernel go on after a short send; where it must not wait, a short send is a failure by it.
+/// One send of the whole batch, or of as much as one operation takes or waits for, and how much that is. `MSG_WAITALL` makes
+/// the kernel go on after a short send; where it must not wait, a short send is a failure by it.
 pub(super) fn send_entry(
     fd: impl Target,
     batch: &Batch,
     message: Option<&mut Message>,
     patient: bool,
 ) -> (squeue::Entry, u32) {
-    let wait = if patient { 0 } else { libc::MSG_DONTWAIT };
+    let (wait, most) = if patient { (0, PATIENT_MAX) } else { (libc::MSG_DONTWAIT, SEND_MAX) };
     let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL | wait;
     match (message, batch.as_single()) {
         (Some(message), None) => {
-            let bytes = message.point_to(batch).min(SEND_MAX) as u32;
+            let bytes = message.point_to(batch, most) as u32;
             (fd.sendmsg(&raw const message.header, flags as u32), bytes)
         }
         (_, bytes) => {
             let bytes = bytes.unwrap_or_default();
-            let length = bytes.len().min(SEND_MAX) as u32;
+            let length = bytes.len().min(most) as u32;
             (fd.send(bytes.as_ptr(), length, flags), length)
         }
     }
@@ -72,12 +75,16 @@ impl Message {
         Box::new(Self { header, slices: [nothing; SLICES_MAX], rights: None })
     }
 
-    /// Points to the first pieces of a batch, in place; how many bytes they have.
-    fn point_to(&mut self, batch: &Batch) -> usize {
+    /// Points to the first pieces of a batch, in place, and to no more bytes than `most`; how many they have.
+    fn point_to(&mut self, batch: &Batch, most: usize) -> usize {
         let (mut count, mut bytes) = (0, 0);
         for (to, from) in self.slices.iter_mut().zip(batch.slices()) {
-            *to = libc::iovec { iov_base: from.as_ptr().cast_mut().cast(), iov_len: from.len() };
-            (count, bytes) = (count + 1, bytes + from.len());
+            let len = from.len().min(most - bytes);
+            *to = libc::iovec { iov_base: from.as_ptr().cast_mut().cast(), iov_len: len };
+            (count, bytes) = (count + 1, bytes + len);
+            if bytes == most {
+                break;
+            }
         }
         self.header.msg_iovlen = count;
         self.header.msg_iov = self.slices.as_mut_ptr();

@@ -3,7 +3,8 @@
 //! waited for, and what a wait gathers is work that has arrived.
 //!
 //! One that did not find enough room is told like any short send, and the connection is patient for
-//! its next ones: the kernel waits for room, and one completion says that all of it went.
+//! its next ones: the kernel waits for room, and one completion says that all of it went. A long batch
+//! goes in several of those, so that it is known how far it has come.
 
 use std::os::fd::AsRawFd;
 
@@ -22,8 +23,8 @@ use crate::{
     sys::Socket,
 };
 
-/// Sends that wait for room after one that found none.
-const PATIENT_SENDS: u8 = 16;
+/// Batches that wait for room after one that found none.
+const PATIENT_BATCHES: u8 = 16;
 /// Spare message headers are a kilobyte each.
 const MESSAGES_KEPT: usize = 256;
 
@@ -71,14 +72,16 @@ impl Io {
             None => return Some(Sent { batch, bytes: 0, errno: Some(gone) }),
         };
         let entry = entry.user_data(Kind::Send.of(id));
-        sending.batch = Some(batch);
         *in_flight += 1;
         if patient {
-            sending.patient -= 1;
+            // What is left of it has to be waited for, too.
+            sending.patient -= u8::from(bytes as usize == batch.len());
+            sending.batch = Some(batch);
             // SAFETY: the batch and the message are boxed, stay in the slot, and are taken out or
             // changed only after the operation's one completion.
             unsafe { self.ring.push(entry) };
         } else {
+            sending.batch = Some(batch);
             sending.trial = Trial::Begun(bytes);
             self.trying.push(id);
             // SAFETY: as above, or after all operations were seen to be taken (`take_tried`).
@@ -121,7 +124,7 @@ impl Io {
             let outcome = match trial {
                 Trial::Begun(bytes) => Ok(bytes),
                 Trial::Failed(outcome) => {
-                    slot.sending.patient = PATIENT_SENDS;
+                    slot.sending.patient = PATIENT_BATCHES;
                     outcome
                 }
                 Trial::No => continue,
