@@ -3,6 +3,7 @@
 use std::{
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     ptr,
+    sync::Once,
 };
 
 use nix::errno::Errno as NixErrno;
@@ -14,6 +15,8 @@ const DESCRIPTORS_MAX: usize = 253;
 /// What they and their header take, in words, so that it is aligned.
 const CONTROL_WORDS: usize = (size_of::<libc::cmsghdr>() + DESCRIPTORS_MAX * size_of::<i32>()).div_ceil(8);
 const HEADER_WORDS: usize = size_of::<libc::cmsghdr>().div_ceil(8);
+/// A message with a descriptor of the process that sent it; see <linux/socket.h>.
+const SCM_PIDFD: libc::c_int = 4;
 /// Flags of a receive: what a program starts does not inherit them.
 pub(crate) const RECEIVE_FLAGS: libc::c_int = libc::MSG_CMSG_CLOEXEC;
 
@@ -92,6 +95,8 @@ impl RightsInbox {
     }
 
     /// The descriptors that came with the last message, once.
+    ///
+    /// One of the sender itself (`SCM_PIDFD`), which only the socket's former owner can have asked for, is closed.
     pub(crate) fn take(&mut self) -> Vec<OwnedFd> {
         let mut taken = Vec::new();
         let header = &raw const self.header;
@@ -102,21 +107,110 @@ impl RightsInbox {
             // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR give headers that lie in the filled part as a whole.
             let (level, kind, len) =
                 unsafe { ((*message).cmsg_level, (*message).cmsg_type, (*message).cmsg_len) };
-            if (level, kind) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+            if level == libc::SOL_SOCKET && matches!(kind, libc::SCM_RIGHTS | SCM_PIDFD) {
                 let count = len.saturating_sub(size_of::<libc::cmsghdr>()) / size_of::<i32>();
-                // SAFETY: the data of this message are so many numbers, which the kernel has just put among this process's
-                // descriptors, and which nobody else knows.
-                taken.extend((0..count).map(|at| unsafe {
-                    OwnedFd::from_raw_fd(libc::CMSG_DATA(message).cast::<i32>().add(at).read_unaligned())
-                }));
+                // SAFETY: the data of this message are so many numbers.
+                let numbers = (0..count)
+                    .map(|at| unsafe { libc::CMSG_DATA(message).cast::<i32>().add(at).read_unaligned() });
+                // A negative one says why there is none.
+                // SAFETY: the kernel has just put these among this process's descriptors, and nobody else knows them.
+                let owned = numbers.filter(|raw| *raw >= 0).map(|raw| unsafe { OwnedFd::from_raw_fd(raw) });
+                match kind {
+                    libc::SCM_RIGHTS => taken.extend(owned),
+                    _ => owned.for_each(drop),
+                }
             }
             // SAFETY: as for CMSG_FIRSTHDR.
             message = unsafe { libc::CMSG_NXTHDR(header, message) };
         }
         if self.header.msg_flags & libc::MSG_CTRUNC != 0 {
-            log::error!("descriptors that came over a Unix socket were lost; raise `ulimit -n`");
+            // Any peer can bring this about with each message.
+            static SAID: Once = Once::new();
+            SAID.call_once(|| {
+                log::error!(
+                    "descriptors that came over a Unix socket were lost; raise `ulimit -n` (this is said once)"
+                );
+            });
         }
-        self.header.msg_controllen = 0;
+        (self.header.msg_controllen, self.header.msg_flags) = (0, 0);
         taken
+    }
+}
+
+impl Drop for RightsInbox {
+    /// Descriptors that have come and that nobody took would stay open for ever.
+    fn drop(&mut self) {
+        drop(self.take());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        io::{Read, Write},
+        os::{fd::AsFd, unix::net::UnixStream},
+        time::Duration,
+    };
+
+    use super::*;
+
+    /// Sends a descriptor with a byte; the other end of what it belongs to.
+    fn send_one(stream: &UnixStream) -> UnixStream {
+        let (other, sent) = UnixStream::pair().unwrap();
+        other.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let along: Along = std::sync::Arc::new(OwnedFd::from(sent));
+        let mut batch = crate::output::Batch::default();
+        batch.push_along(b"x", along);
+        assert_eq!(crate::sys::send_now(stream.as_fd(), &batch).unwrap().bytes, 1);
+        other
+    }
+
+    #[test]
+    fn what_nobody_takes_is_closed() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut other = send_one(&theirs);
+        let mut inbox = RightsInbox::boxed();
+        assert_eq!(inbox.receive(ours.as_fd(), &mut [0; 8]), Ok(1));
+        drop(inbox);
+        assert_eq!(other.read(&mut [0]).unwrap(), 0, "nobody has its other end");
+    }
+
+    #[test]
+    fn a_descriptor_of_the_sender_is_closed() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let on = 1_i32;
+        // SAFETY: the value is so long, and lives until the call returns.
+        let set = unsafe {
+            libc::setsockopt(
+                ours.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PASSPIDFD,
+                (&raw const on).cast(),
+                size_of::<i32>() as u32,
+            )
+        };
+        if set < 0 {
+            return println!("this kernel tells no sender: {}", std::io::Error::last_os_error());
+        }
+        // Nothing else in this process has one.
+        let of_processes = || {
+            let open = fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| entry.ok());
+            let links = open.filter_map(|entry| fs::read_link(entry.path()).ok());
+            links.filter(|link| link.to_string_lossy().contains("pidfd")).count()
+        };
+        theirs.write_all(b"x").unwrap();
+        let mut inbox = RightsInbox::boxed();
+        assert_eq!(inbox.receive(ours.as_fd(), &mut [0; 8]), Ok(1));
+        assert_eq!(of_processes(), 1);
+        assert!(inbox.take().is_empty());
+        assert_eq!(of_processes(), 0);
+        // They come in one message, too.
+        let mut other = send_one(&theirs);
+        assert_eq!(inbox.receive(ours.as_fd(), &mut [0; 8]), Ok(1));
+        let taken = inbox.take();
+        assert_eq!((taken.len(), of_processes()), (1, 0));
+        drop(taken);
+        assert_eq!(other.read(&mut [0]).unwrap(), 0);
     }
 }

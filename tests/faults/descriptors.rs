@@ -2,16 +2,24 @@
 
 use std::{
     fs,
-    io::{self, PipeReader, Read, Write, pipe},
+    io::{self, IoSlice, PipeReader, Read, Write, pipe},
     net::SocketAddr,
-    os::fd::{AsFd, BorrowedFd},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd},
+        unix::net::UnixStream,
+    },
     sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
-use nix::sys::resource::{Resource, setrlimit};
-use ringspun::{Backend, Count, Descriptor, DescriptorCx, Limits, Reactor, Stats, WatchedDescriptor};
+use nix::sys::{
+    resource::{Resource, setrlimit},
+    socket::{ControlMessage, MsgFlags, sendmsg},
+};
+use ringspun::{
+    Backend, Count, Cx, Descriptor, DescriptorCx, Limits, Protocol, Reactor, Serve, Stats, WatchedDescriptor,
+};
 
 use crate::{
     child::{Child, Role, hear_parent, in_child, role, tell_parent},
@@ -26,6 +34,7 @@ on_every_backend!(
     i1_watches_leave_no_descriptor_and_without_one_adding_is_an_error,
     l4_others_who_take_descriptors_leave_nobody_without_an_answer,
     l4_out_of_descriptors_the_port_sheds_and_survives,
+    u3_descriptors_that_find_no_place_are_told_of_once,
 );
 
 fn limit_descriptors(count: u64) {
@@ -287,6 +296,40 @@ fn i1_watches_leave_no_descriptor_and_without_one_adding_is_an_error(setup: &Set
         (&*reader).read_exact(&mut [0]).unwrap();
         watches.iter().for_each(WatchedDescriptor::remove);
         wait_until(|| open_descriptors() == before);
+    });
+}
+
+/// Takes descriptors, and sends back the bytes.
+struct Taker;
+
+impl<F> Protocol<F> for Taker {
+    const RECEIVES_DESCRIPTORS: bool = true;
+
+    fn data_received(&mut self, cx: &mut Cx<'_, F>, data: &[u8]) {
+        let _ = cx.transport.write(data);
+    }
+}
+
+fn u3_descriptors_that_find_no_place_are_told_of_once(setup: &Setup) {
+    in_child(setup.test, || {
+        let running = Running::start(setup.reactor());
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.set_read_timeout(Some(LIMIT)).unwrap();
+        running.reactor.adopt_stream_connection(ours.into(), Serve(|| Taker)).unwrap();
+        let mut send = || {
+            let along = [theirs.as_raw_fd()];
+            let (bytes, control) = ([IoSlice::new(b"x")], [ControlMessage::ScmRights(&along)]);
+            let sent = sendmsg::<()>(theirs.as_raw_fd(), &bytes, &control, MsgFlags::empty(), None);
+            assert_eq!(sent, Ok(1));
+            theirs.read_exact(&mut [0]).unwrap();
+        };
+        let lost = || logged("descriptors that came over a Unix socket were lost");
+        send();
+        assert_eq!(lost(), 0);
+        limit_descriptors(128);
+        let _all: Vec<fs::File> = std::iter::from_fn(|| fs::File::open("/dev/null").ok()).collect();
+        (0..20).for_each(|_| send());
+        assert_eq!(lost(), 1);
     });
 }
 

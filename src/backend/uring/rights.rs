@@ -16,7 +16,8 @@ use crate::{
 /// Bytes of one message.
 const MESSAGE_BYTES: usize = 4096;
 
-/// Where the kernel puts the next message of a connection.
+/// Where the kernel puts the next message of a connection. What is in it when it goes is closed: a ring may end before its
+/// completions are taken.
 pub(super) struct MessageInbox {
     rights: Box<RightsInbox>,
     bytes: Vec<u8>,
@@ -85,5 +86,54 @@ impl Io {
             }
             Err(raw) => Some(Found::Other(Event::End { id, errno: Some(Errno::from_raw(raw)) })),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::Read,
+        os::{fd::OwnedFd, unix::net::UnixStream},
+        sync::Arc,
+        time::Duration,
+    };
+
+    use super::*;
+    use crate::{
+        backend::{
+            Proactor,
+            uring::{Uring, prove},
+        },
+        options::UringOptions,
+        output::Batch,
+        sys::{Waker, send_now},
+    };
+
+    fn send_one(stream: &UnixStream) -> UnixStream {
+        let (other, sent) = UnixStream::pair().unwrap();
+        other.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let mut batch = Batch::default();
+        batch.push_along(b"x", Arc::new(OwnedFd::from(sent)));
+        assert_eq!(send_now(std::os::fd::AsFd::as_fd(stream), &batch).unwrap().bytes, 1);
+        other
+    }
+
+    #[test]
+    fn a_ring_that_ends_with_received_descriptors_closes_them() {
+        let options = UringOptions::default().queues(2, 4);
+        let tier = prove(&options).unwrap_or_else(|denial| panic!("{}", denial.into_error()));
+        let waker = Arc::new(Waker::new().unwrap());
+        let mut uring = Uring::open(&options, tier, Arc::default(), waker).unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let id = ConnId::new(0, 1, 0);
+        uring.io.adopt(id, Socket::Fd(ours.into()));
+        uring.receive_descriptors(id);
+        uring.read(id, true);
+        uring.wait(Duration::ZERO).unwrap();
+        let mut other = send_one(&theirs);
+        uring.io.ring.submit().unwrap();
+        assert!(uring.io.ring.ready() > 0, "the receive is complete, and nobody has taken it");
+        drop(uring);
+        assert_eq!(other.read(&mut [0]).unwrap(), 0, "nobody has its other end");
     }
 }
