@@ -1,10 +1,11 @@
 //! What passes on each connection, written down.
 
 use std::{
+    ffi::OsStr,
     fmt,
-    fs::{File, OpenOptions},
+    fs::{File, OpenOptions, Permissions},
     io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     sync::{
@@ -54,7 +55,8 @@ impl TrafficLog {
         Self::with(Sink::Writer(Mutex::new(Some(Box::new(sink)))))
     }
 
-    /// Writes each connection to a file of its own, `prefix-1` and so on, readable for their owner only. Files of that name are written over.
+    /// Writes each connection to a file of its own, `prefix-1` and so on, readable for their owner only. Files of that name are
+    /// written over, and are for their owner only from then on. A symbolic link of that name is an error: it could lead anywhere.
     pub fn to_files(prefix: impl Into<PathBuf>) -> Self {
         Self::with(Sink::Files(prefix.into()))
     }
@@ -108,8 +110,7 @@ impl Logged {
         let Sink::Files(prefix) = &self.log.0.sink else { return };
         let mut name = prefix.clone().into_os_string();
         name.push(format!("-{}", self.number));
-        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&name);
-        match file {
+        match open_for_owner(&name) {
             Ok(file) => self.file = Some(file),
             Err(error) => {
                 let text = format!("{}: {error}", PathBuf::from(name).display());
@@ -148,6 +149,17 @@ impl Filter for Logged {
             self.write(format_args!("lost {reason}"));
         }
     }
+}
+
+/// The empty file of this name, which from now on only its owner may open.
+fn open_for_owner(name: &OsStr) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    let options = options.write(true).create(true).truncate(false).mode(0o600);
+    let file = options.custom_flags(libc::O_NOFOLLOW).open(name)?;
+    // One that was there keeps its mode, and is emptied only if it is ours.
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    file.set_len(0)?;
+    Ok(file)
 }
 
 /// Writes a line, or drops the sink. It is the program's own, and may do anything.

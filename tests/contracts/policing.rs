@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, Write as _},
+    os::unix::fs::PermissionsExt,
     sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant},
@@ -25,6 +26,7 @@ on_every_backend!(
     o1_a_time_out_cuts_a_producer_short,
     o2_an_idle_connection_ends_and_a_busy_one_does_not,
     o2_a_connection_that_this_side_makes_is_idle_too,
+    o2_who_reads_a_long_write_slowly_is_not_idle,
     o3_what_is_sent_keeps_to_the_budget_and_is_whole,
     o3_what_is_received_keeps_to_the_budget_and_is_whole,
     o3_a_budget_is_shared_and_nobody_starves,
@@ -36,6 +38,7 @@ on_every_backend!(
     o4_what_passes_a_filter_waits_for_the_resume,
     o5_all_that_passes_is_written_down,
     o5_each_connection_has_a_file,
+    o5_a_file_is_for_its_owner_only_and_no_link_is_followed,
     o5_a_sink_that_fails_ends_nothing_but_the_log,
 );
 
@@ -193,6 +196,25 @@ fn o2_a_connection_that_this_side_makes_is_idle_too(setup: &Setup) {
     let _connector = server.running.reactor.connect_tcp(server.address(), policies.wrap(client));
     assert_eq!(journal.wait_lost(0), "TimedOut(Idle)");
     assert_eq!(server.journal.wait_lost(0), "Done");
+}
+
+fn o2_who_reads_a_long_write_slowly_is_not_idle(setup: &Setup) {
+    const LIMIT: Duration = Duration::from_millis(800);
+    const STEPS: usize = 24;
+    const STEP: usize = 1 << 20;
+    let script = Script::new().on_made(|cx, _| ignore(cx.transport.write(&vec![0; STEPS * STEP])));
+    let server = script.serve_behind(&Policies::new().idle_timeout(LIMIT), setup.reactor());
+    let mut peer = Peer::dial_narrow(server.address(), 64 << 10);
+    let (mut last, mut pause) = (Instant::now(), Duration::ZERO);
+    for _ in 0..STEPS {
+        peer.read_exactly(STEP);
+        pause = pause.max(last.elapsed());
+        last = Instant::now();
+        thread::sleep(LIMIT / 8);
+    }
+    drop(peer);
+    let reason = server.journal.wait_lost(0);
+    assert!(reason == "Done" || pause >= LIMIT / 2, "{reason} ended who reads; he paused for {pause:?}");
 }
 
 const RATE: u64 = 400_000;
@@ -561,6 +583,32 @@ fn o5_each_connection_has_a_file(setup: &Setup) {
         assert_eq!(lines.len(), 5, "{text}");
         assert_eq!(lines[1], format!("{} received 1 \"{number}\"", number + 1));
     }
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+fn o5_a_file_is_for_its_owner_only_and_no_link_is_followed(setup: &Setup) {
+    let folder = std::env::temp_dir().join(format!("ringspun-{}-{}-owner", std::process::id(), setup.name));
+    std::fs::create_dir_all(&folder).unwrap();
+    let (old, other, link) = (folder.join("log-1"), folder.join("other"), folder.join("log-2"));
+    for file in [&old, &other] {
+        std::fs::write(file, "what was there").unwrap();
+        std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o644)).unwrap();
+    }
+    std::os::unix::fs::symlink(&other, &link).unwrap();
+    let log = TrafficLog::to_files(folder.join("log"));
+    let server = Script::echo().serve_behind(&Policies::new().log_traffic(&log), setup.reactor());
+    for number in 0..3 {
+        server.dial_made(number).ask(b"x", b"x");
+    }
+    server.journal.wait_losses(3);
+    drop(server);
+    let mode = |file: &std::path::Path| std::fs::metadata(file).unwrap().permissions().mode() & 0o777;
+    for file in [&old, &folder.join("log-3")] {
+        assert_eq!(mode(file), 0o600);
+        assert_eq!(lines(&std::fs::read_to_string(file).unwrap()).len(), 5);
+    }
+    assert_eq!((mode(&other), std::fs::read_to_string(&other).unwrap().as_str()), (0o644, "what was there"));
+    assert_eq!(logged(&link.display().to_string()), 1, "the one without a file is told of");
     std::fs::remove_dir_all(folder).unwrap();
 }
 
