@@ -19,6 +19,9 @@ use crate::{
 const REGISTER_RING_FDS: libc::c_uint = 20;
 const UNREGISTER_RING_FDS: libc::c_uint = 21;
 
+/// So many enters at most fetch what found no place in the completion queue. What is left waits for the next turn.
+const FETCHES_MAX: usize = 256;
+
 /// In the user data of operations that are heard of only if they fail.
 const QUIET: u64 = 1 << 63;
 
@@ -174,10 +177,23 @@ impl Ring {
         self.in_flight -= 1;
     }
 
-    /// Whether the kernel has begun every operation, and every completion that it has posted can be seen.
+    /// Whether the kernel has begun every operation, and every completion that it has posted can be seen. Those that found no
+    /// place in the queue are fetched first: a queue that overflows with every turn would never show all of them.
     pub(super) fn all_taken(&mut self) -> bool {
-        let queue = self.ring.submission();
-        queue.is_empty() && !queue.cq_overflow() && self.backlog.is_empty()
+        for _ in 0..FETCHES_MAX {
+            let queue = self.ring.submission();
+            let (begun, overflow) = (queue.is_empty(), queue.cq_overflow());
+            drop(queue);
+            if !overflow {
+                return begun && self.backlog.is_empty();
+            }
+            self.stash_queue();
+            // An error comes again with the next wait, which tells it.
+            if self.submit().is_err() {
+                break;
+            }
+        }
+        false
     }
 
     /// Hands over everything queued, without waiting.
@@ -277,15 +293,19 @@ impl Ring {
 
     /// Takes all completions out of the queue, to be popped later, and gives those of quiet operations.
     pub(super) fn take_quiet(&mut self, mut failed: impl FnMut(Completion)) {
-        while let Some(completion) = self.pop_queue() {
-            self.stash.push_back(completion);
-        }
+        self.stash_queue();
         self.stash.retain(|completion| {
             if completion.quiet {
                 failed(*completion);
             }
             !completion.quiet
         });
+    }
+
+    fn stash_queue(&mut self) {
+        while let Some(completion) = self.pop_queue() {
+            self.stash.push_back(completion);
+        }
     }
 
     /// Completions that wait to be taken.
@@ -390,5 +410,37 @@ fn after_enter(error: io::Error) -> io::Result<()> {
         // The timeout passed; a signal came; completions have to be taken before more is submitted.
         Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
         _ => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_queue_that_overflows_hides_no_failure_of_a_quiet_operation() {
+        const MANY: u64 = 50;
+        let options = UringOptions::default().queues(2, 4);
+        let mut ring = Ring::open(&options, Tier::Coop, Arc::default()).unwrap();
+        for number in 1..=MANY {
+            // SAFETY: a nop points to nothing.
+            unsafe { ring.push(opcode::Nop::new().build().user_data(number)) };
+        }
+        let failing = opcode::Close::new(types::Fd(-1)).build().user_data(MANY + 1);
+        let fine = opcode::Nop::new().build().user_data(MANY + 2);
+        // SAFETY: they point to nothing.
+        unsafe {
+            ring.push_quiet(failing);
+            ring.push_quiet(fine);
+        }
+        ring.submit().unwrap();
+        assert!(ring.ring.submission().cq_overflow(), "the queue never overflowed");
+        assert!(ring.all_taken());
+        let mut failed = Vec::new();
+        ring.take_quiet(|completion| failed.push((completion.user_data, completion.outcome())));
+        assert_eq!(failed, [(MANY + 1, Err(Errno::from_raw(libc::EBADF)))]);
+        let others: Vec<u64> = std::iter::from_fn(|| ring.pop()).map(|other| other.user_data).collect();
+        assert_eq!(others, (1..=MANY).collect::<Vec<_>>());
+        assert_eq!(ring.in_flight(), 0);
     }
 }
