@@ -151,6 +151,8 @@ impl Transport<'_> {
 
     /// Appends a copy of `data` with a descriptor, which the peer gets along with the first byte of it (Twisted's `sendFileDescriptor`; see
     /// unix(7)). Another process that gets it shares the file; this one's copy is closed when it has gone.
+    /// The kernel counts what a user has under way to all peers together: one who is sent many and takes none can make the sends of others
+    /// fail with ETOOMANYREFS, which ends their connections, so descriptors are for peers that are trusted to take them.
     ///
     /// # Errors
     /// If the connection's socket is no Unix socket, or `data` is empty.
