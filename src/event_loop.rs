@@ -513,8 +513,8 @@ impl EventLoop {
         let ran = caught(|| filters.run());
         if let Err(text) = ran {
             end_after_panic(&mut self.table, id, text);
-            return drop_quietly(filters);
         }
+        // Also after a panic: all of them are to be told of the loss.
         self.table.filtered(id, filters);
     }
 

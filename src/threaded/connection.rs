@@ -337,14 +337,12 @@ impl ThreadConnection {
     ) -> MutexGuard<'a, State> {
         drop(state);
         let ran = caught(|| filters.run());
-        if let Err(text) = ran {
-            drop_quietly(filters);
-            let mut state = self.lock();
-            state.connection.finish(Reason::Panicked(text), true);
-            return state;
-        }
         let mut state = self.lock();
         let State { connection, pool, .. } = &mut *state;
+        if let Err(text) = ran {
+            connection.finish(Reason::Panicked(text), true);
+        }
+        // Also after a panic: all of them are to be told of the loss.
         connection.filtered(filters, pool, self.shared.limits());
         state
     }

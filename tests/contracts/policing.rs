@@ -35,6 +35,7 @@ on_every_backend!(
     o4_filters_at_both_ends_are_not_seen_by_the_protocols,
     o4_a_filter_has_the_first_and_the_last_word,
     o4_a_filter_that_fails_or_panics_ends_that_connection_only,
+    o4_filters_beside_one_that_panics_hear_of_the_end,
     o4_what_passes_a_filter_waits_for_the_resume,
     o5_all_that_passes_is_written_down,
     o5_each_connection_has_a_file,
@@ -466,6 +467,39 @@ fn o4_a_filter_has_the_first_and_the_last_word(setup: &Setup) {
     server.journal.wait("each filter is told once", |events| {
         events.iter().filter(|event| **event == Event::Note("filter: Done".to_owned())).count() == 3
     });
+}
+
+fn o4_filters_beside_one_that_panics_hear_of_the_end(setup: &Setup) {
+    struct Panicking;
+
+    impl Filter for Panicking {
+        fn received(&mut self, _: &mut Vec<u8>, _: &mut Vec<u8>) -> Result<(), BoxError> {
+            panic!("it always does");
+        }
+    }
+
+    struct Witness(Journal, &'static str);
+
+    impl Filter for Witness {
+        fn lost(&mut self, reason: &Reason) {
+            self.0.note(format!("{}: {reason:?}", self.1));
+        }
+    }
+
+    let script = Script::new();
+    let journals = (script.journal.clone(), script.journal.clone());
+    let policies = Policies::new()
+        .filter(move |_| Witness(journals.0.clone(), "before"))
+        .filter(|_| Panicking)
+        .filter(move |_| Witness(journals.1.clone(), "behind"));
+    let server = script.serve_behind(&policies, setup.reactor());
+    let mut peer = server.dial_made(0);
+    peer.write(b"x");
+    peer.expect_reset();
+    assert_eq!(server.journal.wait_lost(0), "Panicked(\"it always does\")");
+    for witness in ["before", "behind"] {
+        server.journal.wait_note(&format!("{witness}: Panicked(\"it always does\")"));
+    }
 }
 
 fn o4_a_filter_that_fails_or_panics_ends_that_connection_only(setup: &Setup) {
