@@ -5,6 +5,7 @@
 
 mod clock;
 mod filtering;
+mod pacing;
 mod producing;
 
 use std::time::Instant;
@@ -17,7 +18,8 @@ use crate::{
     timer::deadline_after,
 };
 
-pub use self::filtering::{Equipment, Filter, Filters, Pace, Way};
+pub use self::filtering::{Equipment, Filter, Filters};
+pub use self::pacing::{Pace, Way};
 pub use self::producing::{AnyProducer, NotRegistered, Produce};
 use self::{clock::Clock, filtering::Filtering, producing::Producing};
 

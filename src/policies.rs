@@ -135,6 +135,14 @@ impl Policies {
     pub fn wrap<T>(&self, factory: T) -> Policed<T> {
         Policed { policies: self.clone(), factory }
     }
+
+    /// For one connection, its own first: what is shared counts only what these let pass.
+    fn paces(&self) -> Vec<Arc<dyn Pace>> {
+        let own = self.throttles_each.iter().map(Throttle::with_own_budget);
+        own.chain(self.throttles.iter().cloned())
+            .map(|throttle| Arc::new(throttle) as Arc<dyn Pace>)
+            .collect()
+    }
 }
 
 impl fmt::Debug for Policies {
@@ -216,16 +224,9 @@ impl Guard {
     /// What is to stand between a connection and its protocol. It is user code that makes the filters.
     pub(crate) fn equip(&self, peer: &mut Peer<'_>) -> Equipment {
         let policies = &self.policies;
-        let each = policies.throttles_each.iter().map(Throttle::with_own_budget);
         Equipment {
             idle_timeout: policies.idle_timeout,
-            paces: policies
-                .throttles
-                .iter()
-                .cloned()
-                .chain(each)
-                .map(|t| Arc::new(t) as Arc<dyn Pace>)
-                .collect(),
+            paces: policies.paces(),
             filters: policies.filters.iter().map(|make| make(peer)).collect(),
         }
     }

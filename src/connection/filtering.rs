@@ -10,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Connection, End, Phase, Step};
+use super::{
+    Connection, End, Phase, Step, WriteHalf,
+    pacing::{Grant, Pace, Way},
+};
 use crate::{
     limits::Limits,
     output::{Batch, Pool},
@@ -21,7 +24,11 @@ use crate::{
 /// Sees and may change all that passes on one connection, between the socket and the protocol, which knows nothing of it.
 ///
 /// Its methods run one at a time and never inside a callback. An error, and a panic, ends the connection. A filter that is asked for a
-/// `reply` sends it to the peer before anything else that waits; filters nearer to the socket see it, those nearer to the protocol do not.
+/// `reply` sends it to the peer before anything else that waits; filters nearer to the socket see it, those nearer to the protocol do not. After
+/// FIN was sent it is dropped.
+///
+/// Filters know nothing of descriptors: where there are some, [`send_file_descriptor`](crate::Transport::send_file_descriptor) is an error, and a descriptor
+/// that comes is told at once, before bytes that wait to pass.
 pub trait Filter: Send + 'static {
     /// The connection is made.
     fn made(&mut self, reply: &mut Vec<u8>) {
@@ -63,27 +70,10 @@ pub trait Filter: Send + 'static {
         Ok(())
     }
 
-    /// The connection is lost. Comes once, after the protocol was told.
+    /// The connection is lost. Comes once, after the protocol was told, even if this filter or another one has panicked.
     fn lost(&mut self, reason: &Reason) {
         let _ = reason;
     }
-}
-
-/// One of the two ways through a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
-    /// From the peer.
-    In,
-    /// To the peer.
-    Out,
-}
-
-/// Says how much may pass, and when.
-pub trait Pace: Send + Sync {
-    /// How many bytes may pass at once, at most.
-    fn piece(&self, way: Way) -> usize;
-    /// From when on so many bytes may pass, which are thereby counted.
-    fn reserve(&self, way: Way, bytes: usize, now: Instant) -> Instant;
 }
 
 /// All that stands between one connection's protocol and its peer.
@@ -91,7 +81,7 @@ pub trait Pace: Send + Sync {
 pub struct Equipment {
     /// Ends the connection when nothing has passed for so long.
     pub idle_timeout: Option<Duration>,
-    /// All of these have to agree.
+    /// All of these have to agree; each is asked when those before it have, so what is shared with others comes last.
     pub paces: Vec<Arc<dyn Pace>>,
     /// The nearest to the protocol comes first.
     pub filters: Vec<Box<dyn Filter>>,
@@ -245,12 +235,6 @@ enum LastWords {
     Said,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Grant {
-    bytes: usize,
-    at: Instant,
-}
-
 impl fmt::Debug for Filtering {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Filtering").field("arrived", &self.arrived.len()).finish_non_exhaustive()
@@ -265,14 +249,9 @@ impl Filtering {
             return Some(bytes);
         }
         let granted = if way == Way::In { granted_in } else { granted_out };
-        let grant = granted.get_or_insert_with(|| {
-            let bytes = paces.iter().map(|pace| pace.piece(way)).fold(bytes, usize::min).max(1);
-            let at = paces.iter().map(|pace| pace.reserve(way, bytes, now)).fold(now, Instant::max);
-            Grant { bytes, at }
-        });
-        let now_granted = (grant.at <= now).then_some(grant.bytes.min(bytes))?;
-        *granted = None;
-        Some(now_granted)
+        let grant = granted.get_or_insert_with(|| Grant::new(paces, way, bytes, now));
+        let due = grant.is_due(paces, way, now);
+        granted.take_if(|_| due).map(|grant| grant.pass().min(bytes))
     }
 
     /// What is to be done by the filters.
@@ -283,9 +262,9 @@ impl Filtering {
     }
 
     fn deadline(&self, receives: bool, sends: bool) -> Option<Instant> {
-        let granted_in = self.granted_in.filter(|_| receives && !self.arrived.is_empty());
-        let granted_out = self.granted_out.filter(|_| sends && self.ready.is_none());
-        granted_in.into_iter().chain(granted_out).map(|grant| grant.at).min()
+        let granted_in = self.granted_in.as_ref().filter(|_| receives && !self.arrived.is_empty());
+        let granted_out = self.granted_out.as_ref().filter(|_| sends && self.ready.is_none());
+        granted_in.into_iter().chain(granted_out).map(Grant::ask_at).min()
     }
 }
 
@@ -409,10 +388,9 @@ impl Connection {
 
     /// When something may pass that may not yet.
     pub(super) fn passing_deadline(&self) -> Option<Instant> {
-        let receives = self.filters_hear() && !(self.phase == Phase::Open && self.paused);
         let open = matches!(self.phase, Phase::Open | Phase::Producing | Phase::Flushing);
         let sends = open && !self.output.in_flight() && self.output.gathered() > 0;
-        self.rare.as_ref()?.filtering.as_ref()?.deadline(receives, sends)
+        self.rare.as_ref()?.filtering.as_ref()?.deadline(self.is_delivering(), sends)
     }
 
     /// Whether bytes that arrived wait to pass: until then no more are received.
@@ -423,9 +401,14 @@ impl Connection {
 
     /// What is to be done with what came from the peer.
     pub(super) fn step_passing_in(&mut self, now: Instant) -> Option<Step> {
-        let receives = self.filters_hear() && !(self.phase == Phase::Open && self.paused);
+        let delivers = self.is_delivering();
+        let receives = if self.is_open() { delivers } else { self.filters_hear() };
         let ended = self.end == Some(End::Eof);
         let filtering = self.filtering()?;
+        if !delivers {
+            // Whoever cannot use a place in the line leaves it to others.
+            filtering.granted_in = None;
+        }
         if filtering.has_filters && !std::mem::replace(&mut filtering.made_told, true) {
             return filtering.give(Work::Made);
         }
@@ -436,7 +419,11 @@ impl Connection {
             let owed = ended && filtering.has_filters && !std::mem::replace(&mut filtering.end_told, true);
             return if owed { filtering.give(Work::ReadEnded(Vec::new())) } else { None };
         }
-        let bytes = filtering.grant(Way::In, filtering.arrived.len(), now)?;
+        let mut bytes = filtering.arrived.len();
+        if delivers {
+            bytes = filtering.grant(Way::In, bytes, now)?;
+        }
+        // While it closes no pace is asked: the protocol gets nothing of it, and nothing stops the peer from sending more than may pass.
         let rest = filtering.arrived.split_off(bytes);
         let data = std::mem::replace(&mut filtering.arrived, rest);
         if filtering.has_filters {
@@ -464,14 +451,16 @@ impl Connection {
             return None;
         }
         if gathered == 0 {
+            filtering.granted_out = None;
             return self.step_last_words();
         }
-        let waited = filtering.granted_out.is_some();
-        let Some(bytes) = filtering.grant(Way::Out, gathered, now) else {
-            let at = filtering.granted_out.map_or(now, |grant| grant.at);
-            if flushing && !waited {
+        // Asked for once, since it looks at each buffer that waits.
+        let bytes = if filtering.granted_out.is_some() { gathered } else { self.output.gathered_together() };
+        let Some(bytes) = filtering.grant(Way::Out, bytes, now) else {
+            let due = filtering.granted_out.as_ref().map_or(now, Grant::due);
+            if flushing {
                 // That it has to wait is not the peer's fault.
-                self.rare().deadline = Some(deadline_after(at, limits.close_timeout));
+                self.rare().deadline = Some(deadline_after(due, limits.close_timeout));
             }
             return None;
         };
@@ -487,7 +476,12 @@ impl Connection {
 
     /// What has passed, or the filters have to say, goes before anything else.
     fn send_what_passed(&mut self, pool: &mut Pool, may_send: bool) -> Option<Step> {
+        let silent = matches!(self.write_half, WriteHalf::Shut | WriteHalf::Broken(_));
         let filtering = self.rare.as_mut()?.filtering.as_deref_mut()?;
+        if silent {
+            // Nobody would hear what filters still say.
+            filtering.own.clear();
+        }
         if filtering.ready.is_none() && !filtering.own.is_empty() && !self.output.in_flight() {
             let mut batch = pool.take();
             batch.push(&std::mem::take(&mut filtering.own));

@@ -116,6 +116,7 @@ impl Rig {
                 Step::Lost => {
                     assert!(self.lost.is_none(), "C2: connection_lost twice");
                     self.lost = Some(self.connection.reason());
+                    drop(self.connection.take_filters());
                 }
                 Step::Close { reset } => {
                     assert!(self.lost.is_some(), "told before it is closed");

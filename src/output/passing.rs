@@ -13,6 +13,10 @@ impl Batch {
         &mut self.bytes
     }
 
+    fn together(&self) -> usize {
+        self.slices().map(<[u8]>::len).sum()
+    }
+
     /// Copies what is unsent together, and lets go of the rest. What goes along with a byte stays with it.
     #[cold]
     fn flatten(&mut self) {
@@ -35,11 +39,15 @@ impl Output {
         self.gathering.as_ref().map_or(0, |batch| batch.len())
     }
 
+    /// How many of them may go in one piece: up to the next one that takes something along.
+    pub fn gathered_together(&self) -> usize {
+        self.gathering.as_ref().map_or(0, |batch| batch.together())
+    }
+
     /// The next batch, of so many bytes at most, unless one is in flight. What goes along with a byte goes along with the first one of its batch.
     pub fn next_piece(&mut self, bytes: usize, pool: &mut Pool) -> Option<Box<Batch>> {
         let rest = self.gathering.as_mut().filter(|_| !self.in_flight)?;
-        let together: usize = rest.slices().map(<[u8]>::len).sum();
-        if together.min(bytes) == rest.len() {
+        if rest.together().min(bytes) == rest.len() {
             return self.next_batch();
         }
         let mut piece = pool.take();
@@ -108,6 +116,7 @@ mod tests {
             batch.push_along(b"g", Arc::new(2u32));
         });
         for (bytes, number) in [(&b"ab"[..], None), (b"cde", Some(1)), (b"f", None), (b"g", Some(2))] {
+            assert_eq!(output.gathered_together().min(3), bytes.len());
             let mut piece = output.next_piece(3, &mut pool).expect("more");
             assert_eq!(along(&piece), number);
             // Filters may change it, and what goes along stays.

@@ -32,8 +32,10 @@ on_every_backend!(
     o3_a_budget_is_shared_and_nobody_starves,
     o3_a_producer_goes_at_the_throttles_pace,
     o3_a_connection_that_ends_while_it_is_held_up_ends_once,
+    o3_those_who_end_leave_their_turns_to_others,
     o4_filters_at_both_ends_are_not_seen_by_the_protocols,
     o4_a_filter_has_the_first_and_the_last_word,
+    o4_what_a_filter_says_after_fin_is_dropped,
     o4_a_filter_that_fails_or_panics_ends_that_connection_only,
     o4_filters_beside_one_that_panics_hear_of_the_end,
     o4_what_passes_a_filter_waits_for_the_resume,
@@ -326,6 +328,21 @@ fn o3_a_connection_that_ends_while_it_is_held_up_ends_once(setup: &Setup) {
     assert_eq!(server.journal.count(|event| matches!(event, Event::Lost(..))), 3);
 }
 
+fn o3_those_who_end_leave_their_turns_to_others(setup: &Setup) {
+    const SLOW: u64 = 100_000;
+    const PEERS: usize = 60;
+    let throttle = Throttle::new().write(SLOW);
+    let script = Script::new().on_made(|cx, _| ignore(cx.transport.write(&[b'.'; 64 << 10])));
+    let server = script.serve_behind(&Policies::new().throttle(&throttle), setup.reactor());
+    let peers: Vec<_> = (0..PEERS).map(|number| server.dial_made(number)).collect();
+    server.let_it_turn();
+    peers.into_iter().for_each(Peer::reset);
+    server.journal.wait_losses(PEERS);
+    // Their turns would take longer than it waits for its first byte.
+    assert!((PEERS as u64) * (64 << 10) / SLOW > crate::peers::LIMIT.as_secs());
+    assert_eq!(server.dial_made(PEERS).read_exactly(1), b".");
+}
+
 /// Turns each byte around, begins with a word and ends with one, and keeps a journal.
 struct Cipher {
     journal: Journal,
@@ -467,6 +484,21 @@ fn o4_a_filter_has_the_first_and_the_last_word(setup: &Setup) {
     server.journal.wait("each filter is told once", |events| {
         events.iter().filter(|event| **event == Event::Note("filter: Done".to_owned())).count() == 3
     });
+}
+
+fn o4_what_a_filter_says_after_fin_is_dropped(setup: &Setup) {
+    let script = Script::new().on_made(|cx, _| cx.transport.lose_write_connection());
+    let journal = script.journal.clone();
+    let server = script.serve_behind(&Cipher::policies(&journal), setup.reactor());
+    let mut peer = server.dial_made(0);
+    assert_eq!(peer.read_to_end(), ([HELLO, BYE].concat(), End::Fin));
+    // It would answer that.
+    peer.write(&[HELLO, &turned(b"question")[..]].concat());
+    server.journal.wait_bytes(0, b"question".len());
+    server.let_it_turn();
+    peer.finish_writing();
+    assert_eq!(server.journal.wait_lost(0), "Done");
+    assert_eq!(server.journal.bytes(0), b"question(the end)");
 }
 
 fn o4_filters_beside_one_that_panics_hear_of_the_end(setup: &Setup) {

@@ -54,12 +54,14 @@ struct Every {
     bytes: usize,
     millis: u64,
     passed: AtomicU64,
+    given_back: AtomicU64,
     start: Instant,
 }
 
 impl Every {
     fn new(bytes: usize, millis: u64) -> Arc<Self> {
-        Arc::new(Self { bytes, millis, passed: AtomicU64::new(0), start: Instant::now() })
+        let (passed, given_back) = (AtomicU64::new(0), AtomicU64::new(0));
+        Arc::new(Self { bytes, millis, passed, given_back, start: Instant::now() })
     }
 }
 
@@ -70,6 +72,11 @@ impl Pace for Every {
 
     fn reserve(&self, _way: Way, _bytes: usize, _now: Instant) -> Instant {
         self.start + Duration::from_millis(self.passed.fetch_add(self.millis, Relaxed))
+    }
+
+    fn give_back(&self, _way: Way, bytes: usize, _at: Instant) {
+        self.passed.fetch_sub(self.millis, Relaxed);
+        self.given_back.fetch_add(bytes as u64, Relaxed);
     }
 }
 
@@ -177,13 +184,126 @@ fn a_close_is_given_the_time_that_its_pace_takes() {
     rig.connection.lose();
     for _ in 0..3 {
         rig.settle();
+        while rig.in_flight.is_none() {
+            rig.now = rig.connection.deadline().expect("the next byte");
+            rig.settle();
+        }
         rig.takes(1, None);
-        rig.settle();
-        rig.now = rig.connection.deadline().expect("the next byte, or the drain");
     }
+    rig.settle();
+    rig.now = rig.connection.deadline().expect("the end of the drain");
     rig.settle();
     assert!(rig.is_done(), "{:?}", rig.lost);
     assert_eq!(rig.sent, b"abc");
+}
+
+#[test]
+fn who_ends_or_pauses_gives_its_place_in_the_line_back() {
+    let pace = Every::new(2, 100_000);
+    let given_back = || pace.given_back.load(Relaxed);
+    let mut rig = equipped(0, Equipment { paces: vec![pace.clone()], ..Equipment::default() });
+    rig.settle();
+    rig.arrives(b"abc");
+    rig.settle();
+    assert_eq!((rig.delivered.as_slice(), given_back()), (&b"ab"[..], 0), "what was used is gone");
+    rig.connection.pause();
+    rig.settle();
+    assert_eq!(given_back(), 1);
+    assert!(rig.connection.deadline().is_none(), "nobody has to come back");
+    let _ = rig.write(b"de");
+    rig.settle();
+    assert!(rig.in_flight.is_none());
+    rig.connection.abort();
+    rig.settle();
+    assert_eq!(given_back(), 3);
+}
+
+#[test]
+fn a_pace_is_asked_when_those_before_it_agree() {
+    let (own, shared) = (Every::new(2, 50), Every::new(3, 1));
+    let asked = || shared.passed.load(Relaxed);
+    let mut rig = equipped(0, Equipment { paces: vec![own, shared.clone()], ..Equipment::default() });
+    let _ = rig.write(b"abcd");
+    rig.settle();
+    rig.takes(2, None);
+    rig.settle();
+    assert_eq!(asked(), 1, "its own says that the next piece is to come later");
+    rig.now = rig.connection.deadline().expect("that moment");
+    rig.settle();
+    assert_eq!(asked(), 2);
+    rig.takes(2, None);
+    assert_eq!(rig.sent, b"abcd");
+}
+
+/// Counts what it hears, answers, and never lets a connection close.
+struct Hearing(Arc<AtomicU64>);
+
+impl Filter for Hearing {
+    fn received(&mut self, data: &mut Vec<u8>, reply: &mut Vec<u8>) -> Result<(), BoxError> {
+        self.0.fetch_add(data.len() as u64, Relaxed);
+        reply.extend_from_slice(b"heard");
+        Ok(())
+    }
+
+    fn closing(&mut self, _reply: &mut Vec<u8>) -> bool {
+        false
+    }
+}
+
+#[test]
+fn what_comes_while_a_filter_holds_back_the_close_is_not_kept() {
+    let heard = Arc::new(AtomicU64::new(0));
+    let equipment = Equipment {
+        paces: vec![Every::new(7, 1000)],
+        filters: vec![Box::new(Hearing(heard.clone()))],
+        ..Equipment::default()
+    };
+    let mut rig = equipped(0, equipment);
+    rig.connection.lose();
+    rig.settle();
+    for piece in 1..100 {
+        rig.arrives(&[b'x'; 1000]);
+        rig.settle();
+        assert_eq!(heard.load(Relaxed), piece * 1000);
+    }
+    assert!(rig.delivered.is_empty(), "C4");
+}
+
+/// Answers, and has nothing to say before FIN.
+struct Answering;
+
+impl Filter for Answering {
+    fn received(&mut self, _data: &mut Vec<u8>, reply: &mut Vec<u8>) -> Result<(), BoxError> {
+        reply.extend_from_slice(b"heard");
+        Ok(())
+    }
+}
+
+#[test]
+fn what_a_filter_says_after_fin_is_dropped() {
+    let answering = || Equipment { filters: vec![Box::new(Answering)], ..Equipment::default() };
+    for seed in 0..2 {
+        let mut rig = equipped(seed, answering());
+        rig.connection.lose_write();
+        rig.settle();
+        assert!(rig.fin_sent);
+        rig.arrives(b"question");
+        rig.settle();
+        rig.eof();
+        assert_eq!(rig.delivered, b"question");
+        assert!(rig.is_done(), "{:?}", rig.lost);
+    }
+    // So it is where the peer takes nothing any more.
+    let mut rig = equipped(0, answering());
+    let _ = rig.write(b"into the void");
+    rig.settle();
+    rig.takes(0, Some(libc::EPIPE));
+    rig.arrives(b"question");
+    rig.settle();
+    assert!(rig.in_flight.is_none() && rig.lost.is_none());
+    rig.eof();
+    assert_eq!(rig.delivered, b"question");
+    assert!(matches!(rig.lost, Some(crate::reason::Reason::Lost(_))), "{:?}", rig.lost);
 }
 
 /// Keeps what is sent until the peer has said something, as a handshake does.
