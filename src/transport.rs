@@ -155,7 +155,7 @@ impl Transport<'_> {
     /// fail with ETOOMANYREFS, which ends their connections, so descriptors are for peers that are trusted to take them.
     ///
     /// # Errors
-    /// If the connection's socket is no Unix socket, or `data` is empty.
+    /// If the connection's socket is no Unix socket, if it has filters (they may change, keep or drop the byte), or `data` is empty.
     pub fn send_file_descriptor(&mut self, descriptor: OwnedFd, data: &[u8]) -> io::Result<Write> {
         let invalid = |cause| Err(io::Error::new(io::ErrorKind::InvalidInput, cause));
         if data.is_empty() {
@@ -163,6 +163,11 @@ impl Transport<'_> {
         }
         if !matches!(self.get_host(), Address::Unix(_) | Address::Unknown) {
             return invalid("descriptors can be sent over Unix sockets only");
+        }
+        let mut has_filters = false;
+        self.link.visit(self.id, &mut |visited| has_filters = visited.connection.has_filters());
+        if has_filters {
+            return invalid("descriptors cannot be sent through filters: serve those who need them without");
         }
         let along: Along = Arc::new(descriptor);
         Ok(self.link.append(self.id, &mut |visited| {

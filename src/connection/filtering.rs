@@ -335,6 +335,11 @@ impl Connection {
 
 /// For the other questions.
 impl Connection {
+    /// Whether filters see what passes.
+    pub(crate) fn has_filters(&self) -> bool {
+        self.rare.as_ref().and_then(|rare| rare.filtering.as_ref()).is_some_and(|f| f.has_filters)
+    }
+
     pub(super) fn filtering(&mut self) -> Option<&mut Filtering> {
         self.rare.as_mut()?.filtering.as_deref_mut()
     }

@@ -13,7 +13,10 @@ use nix::{
     fcntl::{FcntlArg, FdFlag, fcntl},
     sys::socket::{ControlMessage, MsgFlags, sendmsg},
 };
-use ringspun::{Cx, Factory, Peer as Asking, Protocol};
+use ringspun::{
+    Cx, Factory, IntoFactory, Peer as Asking, Protocol,
+    policies::{Filter, Policies, Throttle},
+};
 
 use crate::{
     kit::{Gate, Journal, Running, Script},
@@ -31,6 +34,7 @@ on_every_backend!(
     u3_who_takes_none_leaves_none_open,
     u3_who_takes_none_gets_all_bytes,
     u3_over_tcp_or_without_a_byte_there_are_none,
+    u3_through_filters_there_are_none_and_throttles_leave_them_alone,
 );
 
 /// What a [`Taker`] does with what it takes.
@@ -78,7 +82,7 @@ fn takers(journal: &Journal, take: impl Fn(&mut Cx<'_, Takers>, OwnedFd) + Send 
 }
 
 /// The other end of a connection that this factory serves.
-fn serve<F: Factory>(running: &Running, factory: F) -> UnixStream {
+fn serve<F: Factory>(running: &Running, factory: impl IntoFactory<F>) -> UnixStream {
     let (ours, theirs) = UnixStream::pair().unwrap();
     running.reactor.adopt_stream_connection(ours.into(), factory).unwrap();
     theirs.set_read_timeout(Some(LIMIT)).unwrap();
@@ -331,4 +335,32 @@ fn u3_over_tcp_or_without_a_byte_there_are_none(setup: &Setup) {
     let (journal, running) = (Journal::default(), Running::start(setup.reactor()));
     let _peer = serve(&running, empty.journal(&journal));
     journal.wait_note("a descriptor needs a byte to go along with");
+}
+
+fn u3_through_filters_there_are_none_and_throttles_leave_them_alone(setup: &Setup) {
+    struct Nothing;
+
+    impl Filter for Nothing {}
+
+    let (journal, running) = (Journal::default(), Running::start(setup.reactor()));
+    let refused = Script::new().on_made(|cx, conn| {
+        let error = cx.transport.send_file_descriptor(text("no"), b"x").unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
+        conn.note(error.to_string());
+    });
+    let filtered = Policies::new().filter(|_| Nothing).wrap(refused.journal(&journal));
+    let _peer = serve(&running, filtered);
+    journal.wait_note("descriptors cannot be sent through filters: serve those who need them without");
+    // Each goes with its byte, however slowly; its file says after how many bytes.
+    let (files, journal) = (Arc::new(Mutex::new(Vec::new())), Journal::default());
+    let factory = Counting { seen: 0, files: Arc::clone(&files), journal: journal.clone() };
+    let throttled = Policies::new().throttle_each(&Throttle::new().write(10));
+    let parts = vec![(None, vec![1]), (Some(text("1")), vec![2; 11]), (Some(text("12")), vec![3])];
+    let (one, other) = UnixStream::pair().unwrap();
+    running.reactor.adopt_stream_connection(one.into(), factory).unwrap();
+    running.reactor.adopt_stream_connection(other.into(), throttled.wrap(sender(parts))).unwrap();
+    journal.wait_note("13 bytes");
+    let files = files.lock().unwrap();
+    assert_eq!(files.iter().map(|(_, words)| words).collect::<Vec<_>>(), ["1", "12"]);
+    assert!(files.iter().all(|(came, words)| *came <= words.parse().unwrap()), "{files:?}");
 }
