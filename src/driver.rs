@@ -45,6 +45,8 @@ pub(crate) trait Driver {
     fn call_due(&mut self, due: Due);
     /// Sees to the connections whose deadline has passed.
     fn run_deadlines(&mut self);
+    /// Counts a port or connector of a factory; the first one starts the factory.
+    fn use_host(&mut self, host: HostKey) -> Result<(), Error>;
     /// A port or connector of this factory has ended.
     fn release_host(&mut self, host: HostKey);
     /// Minds what its other threads, if it has any, have left for it.
@@ -108,6 +110,17 @@ pub(crate) trait Driver {
         {
             log::info!("Received {name}, shutting down.");
         }
+    }
+
+    /// Counts the port among the users of its factory, and of the one for those who are too many.
+    fn use_hosts(&mut self, port: &Port) -> Result<(), Error> {
+        self.use_host(port.host())?;
+        let Some(overflow) = port.overflow() else { return Ok(()) };
+        let used = self.use_host(overflow);
+        if used.is_err() {
+            self.release_host(port.host());
+        }
+        used
     }
 
     /// Counts a connector off its factory, unless that has told it to connect again: then it keeps

@@ -307,6 +307,19 @@ impl Driver for EventLoop {
         }
     }
 
+    fn use_host(&mut self, key: HostKey) -> Result<(), Error> {
+        let Some(slot) = self.host_slots.get(&key).copied() else { return Ok(()) };
+        self.hosts[slot].users += 1;
+        if self.hosts[slot].users > 1 {
+            return Ok(());
+        }
+        log::info!("Starting factory {}", self.hosts[slot].name);
+        self.tell_factory(key, FactoryEvent::Start).map_err(|cause| {
+            self.hosts[slot].users -= 1;
+            Error::StartFactory { factory: self.hosts[slot].name, cause }
+        })
+    }
+
     /// The other end of `use_host`: the last one stops the factory.
     fn release_host(&mut self, key: HostKey) {
         let Some(slot) = self.host_slots.get(&key).copied() else { return };

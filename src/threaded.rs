@@ -287,6 +287,20 @@ impl Driver for Main {
         }
     }
 
+    fn use_host(&mut self, key: HostKey) -> Result<(), Error> {
+        let Some(slot) = self.hosts.get_mut(&key) else { return Ok(()) };
+        slot.users += 1;
+        if slot.users > 1 {
+            return Ok(());
+        }
+        let factory = slot.hosted.name;
+        log::info!("Starting factory {factory}");
+        self.tell_factory(key, FactoryEvent::Start).map_err(|cause| {
+            self.hosts.get_mut(&key).into_iter().for_each(|slot| slot.users -= 1);
+            Error::StartFactory { factory, cause }
+        })
+    }
+
     /// The other end of `use_host`: the last one stops the factory.
     fn release_host(&mut self, key: HostKey) {
         let Some(slot) = self.hosts.get_mut(&key) else { return };

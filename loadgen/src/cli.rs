@@ -228,6 +228,10 @@ pub(crate) struct LoadArgs {
     /// latency, response (of an open loop, like the two next), service or lag; mean, p50, p90, p99, p999 or max
     #[arg(long, value_name = "OBJECTIVE")]
     slo: Vec<Objective>,
+    /// A cell of which the hypervisor took more than this of the CPUs' time is spoiled: it is repeated once, then
+    /// left out. Where the neighbours never rest, more than the default lets a run have figures at all
+    #[arg(long, value_name = "SHARE", default_value = "5%", value_parser = units::share)]
+    max_steal: f64,
     /// Exit with 6 if a cell stayed spoiled or the verdict is inconclusive
     #[arg(long)]
     strict: bool,
@@ -387,6 +391,8 @@ pub(crate) struct Settings {
     pub(crate) timeout: Duration,
     pub(crate) pin: Pinning,
     pub(crate) verify: Verify,
+    /// The share of stolen time above which a cell is spoiled.
+    pub(crate) max_steal: f64,
     pub(crate) strict: bool,
     pub(crate) output: Option<PathBuf>,
     pub(crate) format: Format,
@@ -566,6 +572,7 @@ impl LoadArgs {
             timeout,
             pin: self.pin,
             verify: self.verify,
+            max_steal: self.max_steal,
             strict: self.strict,
             output: self.output,
             format: self.format,

@@ -110,6 +110,9 @@ pub(crate) struct Recorded {
     /// null in a closed loop, as is the one below.
     pub(crate) arrival: Option<String>,
     pub(crate) pace: Option<String>,
+    /// The share of stolen time above which a cell is spoiled.
+    #[serde(default = "five_per_cent")]
+    pub(crate) max_steal: f64,
     pub(crate) seed: u64,
     pub(crate) verify: String,
     pub(crate) client: String,
@@ -145,6 +148,7 @@ impl Recorded {
             timeout_seconds: settings.timeout.as_secs_f64(),
             arrival: settings.has_arrivals().then(|| word(settings.arrival)).flatten(),
             pace: settings.has_arrivals().then(|| word(settings.pace)).flatten(),
+            max_steal: settings.max_steal,
             seed: settings.seed,
             verify: settings.verify.name().into(),
             client: word(settings.manner.client).unwrap_or_default(),
@@ -504,6 +508,11 @@ fn one() -> usize {
 /// What results of before were measured over.
 fn tcp() -> String {
     Transport::Tcp.name().into()
+}
+
+/// What spoiled results of before.
+fn five_per_cent() -> f64 {
+    0.05
 }
 
 fn yes() -> bool {

@@ -47,11 +47,21 @@ pub(crate) fn size(text: &str) -> Result<usize, String> {
 
 /// Parses an effect such as `2%` or `0.02` into a fraction.
 pub(crate) fn effect(text: &str) -> Result<f64, String> {
+    fraction(text)
+        .filter(|value| (0.0..1.0).contains(value))
+        .ok_or_else(|| format!("'{text}' is not an effect from 0% to below 100%; write it as 2% or 0.02"))
+}
+
+/// Parses a share such as `5%` or `0.05` into a fraction.
+pub(crate) fn share(text: &str) -> Result<f64, String> {
+    fraction(text)
+        .filter(|value| (0.0..=1.0).contains(value))
+        .ok_or_else(|| format!("'{text}' is not a share from 0% to 100%; write it as 5% or 0.05"))
+}
+
+fn fraction(text: &str) -> Option<f64> {
     let (digits, scale) = text.strip_suffix('%').map_or((text, 1.0), |digits| (digits, 100.0));
-    match digits.trim().parse::<f64>() {
-        Ok(value) if (0.0..1.0).contains(&(value / scale)) => Ok(value / scale),
-        _ => Err(format!("'{text}' is not an effect from 0% to below 100%; write it as 2% or 0.02")),
-    }
+    digits.trim().parse::<f64>().ok().map(|value| value / scale)
 }
 
 fn split_suffix<'a>(text: &'a str, suffixes: &[(&str, usize)]) -> (&'a str, usize) {
@@ -118,6 +128,12 @@ mod tests {
         assert_eq!(size("4KiB"), Ok(4_096));
         assert_eq!(size("16kB"), Ok(16_000));
         assert!(size("99999999999999999999MiB").is_err());
+    }
+
+    #[test]
+    fn shares_have_both_ends() {
+        assert_eq!((share("0%"), share("100%"), share("0.05")), (Ok(0.0), Ok(1.0), Ok(0.05)));
+        assert!(share("101%").is_err() && share("-1%").is_err() && share("nan").is_err());
     }
 
     #[test]

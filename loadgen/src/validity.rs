@@ -20,8 +20,6 @@ const DROPPED_MAX: f64 = 0.01;
 const LITTLE_MAX: f64 = 0.05;
 /// Above this share of lost datagrams what is measured is the loss.
 const LOST_MAX: f64 = 0.01;
-/// Above this share of stolen time a cell says more about the neighbours than about the server.
-const STOLEN_MAX: f64 = 0.05;
 /// As long as the kernel's clock of stolen time takes for a step.
 const TICK_SECONDS: f64 = 0.01;
 
@@ -46,12 +44,7 @@ pub(crate) fn of_client(settings: &Settings, cell: &Cell) -> Vec<Check> {
             format!("{} of {} were up at the end", counts.connections_alive, counts.connections_asked),
         ));
     }
-    if let Some(stolen) = cell.costs.stolen_share {
-        let detail = format!("the hypervisor took {:.1} % of the time", stolen * 100.0);
-        // Stolen time comes in ticks, which a short window has few of.
-        let most = STOLEN_MAX + 2.0 * TICK_SECONDS / cell.window_seconds;
-        checks.push(Check::required("stolen_time", stolen <= most, detail));
-    }
+    checks.extend(little_stolen(settings.max_steal, cell));
     // Who spins is always busy; then this check has nothing to say, and neither has the share.
     if let Some(share) = cell.costs.client_cpu_share {
         let detail = format!("the client used {:.0} % of a CPU", share * 100.0);
@@ -78,6 +71,15 @@ pub(crate) fn of_client(settings: &Settings, cell: &Cell) -> Vec<Check> {
         checks.push(Check::noted("no_tcp_trouble", none, detail));
     }
     checks
+}
+
+/// A cell of which more is stolen says more about the neighbours than about the server.
+fn little_stolen(max_steal: f64, cell: &Cell) -> Option<Check> {
+    let stolen = cell.costs.stolen_share?;
+    let detail = format!("the hypervisor took {:.1} % of the time", stolen * 100.0);
+    // Stolen time comes in ticks, which a short window has few of.
+    let most = max_steal + 2.0 * TICK_SECONDS / cell.window_seconds;
+    Some(Check::required("stolen_time", stolen <= most, detail))
 }
 
 /// Whether the rate holds: the second half of the window against the first, if it has at least two slices beside
@@ -220,6 +222,19 @@ mod tests {
         assert_eq!(passed(&[0, 0, 5, 5, 0]), Some(false), "it began late");
         assert_eq!(passed(&[100, 100, 120, 120, 0]), Some(true), "so few differ by chance");
         assert_eq!((passed(&[]), passed(&[0, 0, 0, 0])), (None, None));
+    }
+
+    #[test]
+    fn more_stolen_time_than_allowed_spoils() {
+        let mut cell = Cell::of_test("epoll", 1, 10);
+        cell.window_seconds = 1.0;
+        let passed = |cell: &Cell, most| little_stolen(most, cell).map(|check| check.passed);
+        cell.costs.stolen_share = None;
+        assert_eq!(passed(&cell, 0.05), None, "this kernel does not tell");
+        cell.costs.stolen_share = Some(0.5);
+        assert_eq!((passed(&cell, 0.05), passed(&cell, 0.5)), (Some(false), Some(true)));
+        cell.costs.stolen_share = Some(0.06);
+        assert_eq!(passed(&cell, 0.05), Some(true), "two ticks of a hundred may be chance");
     }
 
     #[test]

@@ -4,7 +4,6 @@ use std::io;
 
 use super::{EventLoop, HostSlot};
 use crate::{
-    error::Error,
     host::{Env, FactoryEvent, HostSeed, ProtocolEvent, drop_quietly},
     id::{ConnId, HostKey},
     protocol::ErasedCall,
@@ -18,20 +17,6 @@ impl EventLoop {
         let slot =
             self.hosts.insert(HostSlot { key, name, host, users: 0, connections: 0, forgotten: false });
         self.host_slots.insert(key, slot);
-    }
-
-    /// Counts a port or connector of a factory; the first one starts the factory.
-    pub(super) fn use_host(&mut self, key: HostKey) -> Result<(), Error> {
-        let Some(slot) = self.host_slots.get(&key).copied() else { return Ok(()) };
-        self.hosts[slot].users += 1;
-        if self.hosts[slot].users > 1 {
-            return Ok(());
-        }
-        log::info!("Starting factory {}", self.hosts[slot].name);
-        self.tell_factory(key, FactoryEvent::Start).map_err(|cause| {
-            self.hosts[slot].users -= 1;
-            Error::StartFactory { factory: self.hosts[slot].name, cause }
-        })
     }
 
     pub(super) fn forget_host(&mut self, key: HostKey) {

@@ -57,17 +57,6 @@ impl Main {
         self.ports.insert(port.key(), OpenPort::new(port));
     }
 
-    /// Counts the port among the users of its factory, and of the one for those who are too many.
-    fn use_hosts(&mut self, port: &Port) -> Result<(), Error> {
-        self.use_host(port.host())?;
-        let Some(overflow) = port.overflow() else { return Ok(()) };
-        let used = self.use_host(overflow);
-        if used.is_err() {
-            self.release_host(port.host());
-        }
-        used
-    }
-
     /// A factory that cannot start ends a reactor that is only just starting: nothing would listen.
     fn fail_start(&mut self, error: Error) {
         if self.starting && self.ports.is_empty() && self.core().change_state(State::Running, State::Stopping)

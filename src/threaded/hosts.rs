@@ -15,7 +15,6 @@ use super::{
     shared::{Mail, Note, Shared, lock},
 };
 use crate::{
-    error::Error,
     host::{FactoryEvent, HostSeed, drop_quietly},
     id::HostKey,
     protocol::ErasedCall,
@@ -105,21 +104,6 @@ impl Main {
 
     pub(super) fn hosted(&self, key: HostKey) -> Option<Arc<Hosted>> {
         self.hosts.get(&key).map(|slot| Arc::clone(&slot.hosted))
-    }
-
-    /// Counts a port or connector of a factory; the first one starts the factory.
-    pub(super) fn use_host(&mut self, key: HostKey) -> Result<(), Error> {
-        let Some(slot) = self.hosts.get_mut(&key) else { return Ok(()) };
-        slot.users += 1;
-        if slot.users > 1 {
-            return Ok(());
-        }
-        let factory = slot.hosted.name;
-        log::info!("Starting factory {factory}");
-        self.tell_factory(key, FactoryEvent::Start).map_err(|cause| {
-            self.hosts.get_mut(&key).into_iter().for_each(|slot| slot.users -= 1);
-            Error::StartFactory { factory, cause }
-        })
     }
 
     pub(super) fn forget_host(&mut self, key: HostKey) {

@@ -22,7 +22,8 @@ use nix::{
 use crate::common::{PATIENCE, SIZE, eventually, loadgen};
 
 const LIBRARY: [&str; 4] = ["io_uring", "io_uring:direct", "epoll", "threads"];
-const ALL: [&str; 8] = [
+/// All servers of our own.
+pub(crate) const ALL: [&str; 8] = [
     "io_uring",
     "io_uring:direct",
     "epoll",

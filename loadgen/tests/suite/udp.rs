@@ -22,18 +22,8 @@ use serde_json::Value;
 use crate::{
     common::{PATIENCE, Run, SIZE, assert_valid, eventually, finish, folder, loadgen, start},
     modes::{CLIENTS, briefly, cell},
+    serve::ALL,
 };
-
-const SERVERS: [&str; 8] = [
-    "io_uring",
-    "io_uring:direct",
-    "epoll",
-    "threads",
-    "raw-uring",
-    "raw-uring:direct",
-    "raw-epoll",
-    "raw-threads",
-];
 
 #[track_caller]
 fn figure(cell: &Value, name: &str) -> u64 {
@@ -76,7 +66,7 @@ fn in_every_manner(client: &str) {
         ("think", &["--think", "5ms"]),
         ("header", &["--verify", "header", "-s", "1000"]),
     ];
-    for backend in SERVERS {
+    for backend in ALL {
         for (name, line) in manners {
             let test = format!("udp-{name}-{backend}");
             let line = [&["--transport", "udp", "--backend", backend, "--timeout", "3s"], line].concat();
@@ -308,7 +298,7 @@ fn what_is_outstanding_at_an_early_end_is_counted() {
 
 #[test]
 fn servers_answer_datagrams_of_every_length() {
-    for backend in SERVERS {
+    for backend in ALL {
         let mut command = loadgen(&["serve", "--transport", "udp", "--port", "0", "--backend", backend]);
         let mut child = command.stdout(Stdio::piped()).spawn().expect("the binary runs");
         let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
