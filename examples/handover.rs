@@ -105,9 +105,12 @@ fn main() -> ExitCode {
         };
         let reactor = Reactor::builder().build()?;
         let port = reactor.listen(endpoint, AnswersFactory { reactor: reactor.handle() })?;
-        hand_over_on(hangup, reactor.handle(), port.clone());
-        stop_at_the_port(&reactor, port);
-        reactor.call_when_running(|_| println!("serving"));
+        stop_at_the_port(&reactor, port.clone());
+        // A signal that comes sooner waits until there is something to stop.
+        reactor.call_when_running(move |reactor| {
+            hand_over_on(hangup, reactor.handle(), port);
+            println!("serving");
+        });
         reactor.run()?;
         Ok::<_, Box<dyn std::error::Error>>(())
     })

@@ -33,10 +33,13 @@ const MEASURES: [&str; 5] = ["compare", "run", "sweep", "search", "idle"];
 /// time that the hypervisor gives to others.
 pub(crate) fn loadgen(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_loadgen"));
-    command.args(arguments).env_remove("RINGSPUN_BACKEND").stdin(Stdio::null());
-    if arguments.first().is_some_and(|name| MEASURES.contains(name)) {
-        command.args(["--max-steal", "100%"]);
-    }
+    command.env_remove("RINGSPUN_BACKEND").stdin(Stdio::null());
+    match arguments {
+        [name, rest @ ..] if MEASURES.contains(name) => {
+            command.args([name, "--max-steal", "100%"]).args(rest)
+        }
+        _ => command.args(arguments),
+    };
     command
 }
 

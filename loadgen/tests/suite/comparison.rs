@@ -163,8 +163,8 @@ fn results_are_never_overwritten() {
     let folder = folder("twice");
     let line = ["run", "--backend", "epoll", "-c", "1", "-d", "30ms", "--warmup", "0", "-o"];
     for _ in 0..2 {
-        let status = loadgen(&line).arg(&folder).output().expect("the binary runs").status;
-        assert!(status.success());
+        let output = loadgen(&line).arg(&folder).output().expect("the binary runs");
+        assert!(output.status.success(), "{output:#?}");
     }
     assert!(folder.join("result.json").exists());
     let mut second = folder.into_os_string();
