@@ -354,8 +354,9 @@ impl EventLoop {
                     }
                     continue;
                 }
-                Event::Datagram { port, from, data } => {
-                    self.datagrams.received(&self.reactor, port, &from, data);
+                Event::Datagram { port } => {
+                    let datagram = self.backend.datagram(port);
+                    self.datagrams.received(&self.reactor, port, datagram);
                     continue;
                 }
                 Event::DatagramsSent { port, sent } => Owned::DatagramsSent(port, sent),
@@ -404,7 +405,7 @@ impl EventLoop {
                     self.tell_descriptors(id);
                 }
             }
-            Owned::DatagramsSent(port, sent) => self.datagrams.sent(&self.reactor, port, sent),
+            Owned::DatagramsSent(port, sent) => self.datagrams.sent(&self.reactor, port, *sent),
             Owned::DatagramsFailed(port, errno) => self.datagrams.failed(&self.reactor, port, errno),
             Owned::Ready(key, readiness) => self.descriptor_ready(key, readiness),
             Owned::WatchFailed(key, errno) => self.descriptor_refused(key, errno),
@@ -597,7 +598,7 @@ enum Owned {
     End(ConnId, Option<crate::error::Errno>),
     Closed(ConnId),
     Descriptors(ConnId, Vec<OwnedFd>),
-    DatagramsSent(PortKey, DatagramsSent),
+    DatagramsSent(PortKey, Box<DatagramsSent>),
     DatagramsFailed(PortKey, crate::error::Errno),
     Ready(WatchKey, Readiness),
     WatchFailed(WatchKey, crate::error::Errno),

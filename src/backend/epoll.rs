@@ -20,7 +20,7 @@ use std::{
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use self::datagrams::DatagramPorts;
-use super::{DatagramsSent, Event, Proactor, Sent, Sockets};
+use super::{Datagram, DatagramsSent, Event, Proactor, Sent, Sockets};
 use crate::{
     error::{Errno, Error},
     id::{ConnId, PortKey, WatchKey},
@@ -73,12 +73,7 @@ struct Slot {
 
 /// An event, without the loan of its data.
 enum Found {
-    Data {
-        id: ConnId,
-        len: usize,
-    },
-    /// The next one in the inbox of this port.
-    Datagram(PortKey),
+    Data { id: ConnId, len: usize },
     Other(Event<'static>),
 }
 
@@ -158,8 +153,8 @@ impl EpollLoop {
             if let Some(found) = self.io.behind.take() {
                 return Some(found);
             }
-            if let Some(found) = self.datagrams.next_found() {
-                return Some(found);
+            if let Some(event) = self.datagrams.next_event() {
+                return Some(Found::Other(event));
             }
             let id = match self.unseen.next() {
                 Some(index) if self.events[index].data() & MARKS == DATAGRAMS => {
@@ -297,6 +292,10 @@ impl Proactor for EpollLoop {
         Some(self.datagrams.send(port, datagrams, &self.io.counters))
     }
 
+    fn datagram(&mut self, port: PortKey) -> Option<Datagram<'_>> {
+        self.datagrams.take(port)
+    }
+
     fn close_datagrams(&mut self, port: PortKey) {
         if let Some(socket) = self.datagrams.close(port) {
             self.io.counters.call(Syscall::EpollCtl);
@@ -323,7 +322,6 @@ impl Proactor for EpollLoop {
     fn next(&mut self) -> Option<(Event<'_>, &mut dyn Sockets)> {
         let event = match self.next_found()? {
             Found::Data { id, len } => Event::Data { id, data: &self.buffer[..len] },
-            Found::Datagram(port) => self.datagrams.take(port)?,
             Found::Other(event) => event,
         };
         Some((event, &mut self.io))

@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{
-    DatagramsSent, Event, Proactor, Sent, Sockets,
+    Datagram, DatagramsSent, Event, Proactor, Sent, Sockets,
     watching::{Interest, Watcher},
 };
 use crate::{
@@ -164,6 +164,10 @@ impl Proactor for Memory {
 
     fn send_datagrams(&mut self, _port: PortKey, datagrams: Datagrams) -> Option<DatagramsSent> {
         Some(DatagramsSent { datagrams, failed: Vec::new() })
+    }
+
+    fn datagram(&mut self, _port: PortKey) -> Option<Datagram<'_>> {
+        None
     }
 
     fn close_datagrams(&mut self, port: PortKey) {

@@ -4,7 +4,7 @@
 use std::{collections::VecDeque, io, os::fd::BorrowedFd, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use super::{
-    DatagramsSent, Event, Proactor, Sent, Sockets,
+    Datagram, DatagramsSent, Event, Proactor, Sent, Sockets,
     watching::{Interest, Watcher},
 };
 use crate::{
@@ -115,6 +115,10 @@ impl Proactor for Treadmill {
 
     fn send_datagrams(&mut self, _port: PortKey, datagrams: Datagrams) -> Option<DatagramsSent> {
         Some(DatagramsSent { datagrams, failed: Vec::new() })
+    }
+
+    fn datagram(&mut self, _port: PortKey) -> Option<Datagram<'_>> {
+        None
     }
 
     fn close_datagrams(&mut self, port: PortKey) {

@@ -41,7 +41,7 @@ use self::{
     wait::{Recent, Wait},
     watching::Watching,
 };
-use super::{DatagramsSent, Event, Proactor, Sent, Sockets};
+use super::{Datagram, DatagramsSent, Event, Proactor, Sent, Sockets};
 use crate::{
     error::Error,
     id::{ConnId, PortKey, WatchKey},
@@ -169,6 +169,13 @@ enum Found {
     Other(Event<'static>),
 }
 
+/// What the last event lends, and the kernel gets back before the next one.
+enum Lent {
+    Nothing,
+    Buffer(Buffer),
+    Datagram,
+}
+
 /// Everything but the receive buffers, so that data can be lent from those while sockets are asked.
 struct Io {
     ring: Ring,
@@ -213,7 +220,7 @@ pub(crate) struct Uring {
     io: Io,
     buffers: Buffers,
     datagrams: DatagramPorts,
-    lent: Option<Buffer>,
+    lent: Lent,
     /// The message that was told last.
     message: Vec<u8>,
     recent: Recent,
@@ -272,14 +279,15 @@ impl Uring {
         };
         let (datagrams, recent) = (DatagramPorts::default(), Recent::default());
         let message = Vec::new();
-        Ok(Self { io, buffers, datagrams, lent: None, message, recent, policy: options.wait })
+        Ok(Self { io, buffers, datagrams, lent: Lent::Nothing, message, recent, policy: options.wait })
     }
 
     fn recycle_lent(&mut self) {
-        if let Some(buffer) = self.lent.take() {
-            self.buffers.recycle(buffer);
+        match std::mem::replace(&mut self.lent, Lent::Nothing) {
+            Lent::Nothing => {}
+            Lent::Buffer(buffer) => self.buffers.recycle(buffer),
+            Lent::Datagram => self.datagrams.recycle_lent(),
         }
-        self.datagrams.recycle_lent();
     }
 
     /// Waits by the policy, and learns from what came.
@@ -381,6 +389,10 @@ impl Proactor for Uring {
         self.datagrams.send(&mut self.io, port, datagrams)
     }
 
+    fn datagram(&mut self, _port: PortKey) -> Option<Datagram<'_>> {
+        self.datagrams.read_lent()
+    }
+
     fn close_datagrams(&mut self, port: PortKey) {
         self.datagrams.close(&mut self.io, port);
     }
@@ -407,14 +419,17 @@ impl Proactor for Uring {
         self.recycle_lent();
         let event = match self.io.next_found(&mut self.buffers, &mut self.datagrams)? {
             Found::Data { id, buffer, len } => {
-                self.lent = Some(buffer);
+                self.lent = Lent::Buffer(buffer);
                 Event::Data { id, data: self.buffers.slice(buffer, len) }
             }
             Found::Message { id, bytes } => {
                 self.message = bytes;
                 Event::Data { id, data: &self.message }
             }
-            Found::Datagram(port) => self.datagrams.take(port),
+            Found::Datagram(port) => {
+                self.lent = Lent::Datagram;
+                Event::Datagram { port }
+            }
             Found::Other(event) => event,
         };
         Some((event, &mut self.io))
@@ -608,7 +623,7 @@ impl Drop for Uring {
     /// Nothing is freed while the kernel may touch it: what cannot be reaped is leaked.
     fn drop(&mut self) {
         let direct = self.io.direct;
-        let leave = |completion: Completion| match Kind::from(completion.user_data) {
+        let leave = |completion: Completion| match Kind::from(completion.user_data()) {
             Some(Kind::Accept) if !direct => close_stray(completion),
             Some(Kind::Install) => close_stray(completion),
             _ => {}

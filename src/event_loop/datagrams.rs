@@ -4,8 +4,7 @@ use std::collections::HashMap;
 
 use super::EventLoop;
 use crate::{
-    address::Address,
-    backend::DatagramsSent,
+    backend::{Datagram, DatagramsSent},
     datagram_host::{DatagramEvent, OpenDatagrams},
     driver::tell_done,
     error::{Errno, Error},
@@ -54,11 +53,14 @@ impl DatagramPorts {
         }
     }
 
-    pub(super) fn received(&mut self, reactor: &Reactor, port: PortKey, from: &Address, data: Option<&[u8]>) {
+    pub(super) fn received(&mut self, reactor: &Reactor, port: PortKey, datagram: Option<Datagram<'_>>) {
+        let Some((from, data)) = datagram else {
+            return self.failed(reactor, port, Errno::from_raw(libc::EBADMSG));
+        };
         let counters = &reactor.core.counters;
         counters.add(Count::DatagramsReceived, 1);
         counters.add(Count::DatagramsTooLong, data.is_none().into());
-        self.visit(port, |entry| entry.served.received(reactor, from, data));
+        self.visit(port, |entry| entry.served.received(reactor, &from, data));
     }
 
     pub(super) fn failed(&mut self, reactor: &Reactor, port: PortKey, errno: Errno) {

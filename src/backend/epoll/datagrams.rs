@@ -4,9 +4,8 @@ use std::{collections::HashMap, sync::Arc};
 
 use nix::sys::epoll::EpollEvent;
 
-use super::Found;
 use crate::{
-    backend::{DatagramsSent, Event},
+    backend::{Datagram, DatagramsSent, Event},
     error::Errno,
     id::PortKey,
     stats::{Counters, Syscall},
@@ -46,18 +45,17 @@ impl DatagramPorts {
     }
 
     /// Whether something in an inbox is to be told.
-    pub(super) fn next_found(&mut self) -> Option<Found> {
+    pub(super) fn next_event(&mut self) -> Option<Event<'static>> {
         let port = self.telling?;
         let waits = self.open.get(&port).is_some_and(|(_, inbox)| !inbox.is_empty());
         if !waits {
             self.telling = None;
         }
-        waits.then_some(Found::Datagram(port))
+        waits.then_some(Event::Datagram { port })
     }
 
-    pub(super) fn take(&mut self, port: PortKey) -> Option<Event<'_>> {
-        let (from, data) = self.open.get_mut(&port)?.1.take()?;
-        Some(Event::Datagram { port, from, data })
+    pub(super) fn take(&mut self, port: PortKey) -> Option<Datagram<'_>> {
+        self.open.get_mut(&port)?.1.take()
     }
 
     pub(super) fn send(&self, port: PortKey, datagrams: Datagrams, counters: &Counters) -> DatagramsSent {

@@ -75,7 +75,7 @@ impl Io {
     }
 
     pub(super) fn accepted(&mut self, completion: Completion) -> Option<Event<'static>> {
-        let port = PortKey(completion.user_data as u32);
+        let port = PortKey(completion.user_data() as u32);
         let accepting = self.ports.get_mut(&port)?;
         accepting.armed = completion.more();
         let (armed, ending) = (accepting.armed, accepting.ending);

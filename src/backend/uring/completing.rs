@@ -25,7 +25,7 @@ impl Io {
             }
             let completion = self.ring.pop()?;
             self.counters.add(Count::Events, 1);
-            if completion.quiet {
+            if completion.is_quiet() {
                 self.trial_failed(completion);
                 continue;
             }
@@ -41,7 +41,7 @@ impl Io {
         buffers: &mut Buffers,
         datagrams: &mut DatagramPorts,
     ) -> Option<Found> {
-        let kind = Kind::from(completion.user_data)?;
+        let kind = Kind::from(completion.user_data())?;
         match kind {
             Kind::Accept => return self.accepted(completion).map(Found::Other),
             Kind::Wake => {
@@ -57,12 +57,16 @@ impl Io {
             Kind::Cancel | Kind::Refuse => return None,
             _ => {}
         }
-        let id = self.owner(completion.user_data);
+        let id = self.owner(completion.user_data());
         let Some(id) = id else {
             let size = if kind == Kind::ReceiveLarge { Size::Large } else { Size::Small };
             buffer(completion, size).into_iter().for_each(|buffer| buffers.recycle(buffer));
             return None;
         };
+        // The way of nearly every message: the receive goes on, so nothing can be over.
+        if kind == Kind::Receive && completion.more() {
+            return self.received(id, Size::Small, completion, buffers);
+        }
         if !completion.more()
             && let Some(slot) = self.slot(id)
         {

@@ -11,7 +11,7 @@ use io_uring::{
 use super::{Found, Io, Kind, buffers::Group, ring::Completion};
 use crate::{
     address::Address,
-    backend::{DatagramsSent, Event},
+    backend::{Datagram, DatagramsSent, Event},
     error::Errno,
     id::PortKey,
     sys::{DatagramSocket, Datagrams, address_from, send_header},
@@ -148,7 +148,6 @@ impl DatagramPorts {
 
     /// Before a wait: the kernel gets its buffers back, and receives that have ended are armed again.
     pub(super) fn prepare(&mut self, io: &mut Io) {
-        self.recycle_lent();
         let mut rearm = std::mem::take(&mut self.rearm);
         rearm.drain(..).for_each(|port| self.arm(io, port));
         self.rearm = rearm;
@@ -166,7 +165,7 @@ impl DatagramPorts {
 
     /// A receive has brought a datagram, or is over.
     pub(super) fn received(&mut self, io: &mut Io, completion: Completion) -> Option<Found> {
-        let port = PortKey(completion.user_data as u32);
+        let port = PortKey(completion.user_data() as u32);
         let open = self.open.get_mut(&port)?;
         open.armed = completion.more();
         let ending = open.ending;
@@ -203,16 +202,10 @@ impl DatagramPorts {
         }
     }
 
-    /// What was found last, at this port.
-    pub(super) fn take(&self, port: PortKey) -> Event<'_> {
-        let garbled = Event::DatagramsFailed { port, errno: Errno::from_raw(libc::EBADMSG) };
-        self.read_lent().unwrap_or(garbled)
-    }
-
     /// What was found last, read where the kernel has put it.
-    fn read_lent(&self) -> Option<Event<'_>> {
+    pub(super) fn read_lent(&self) -> Option<Datagram<'_>> {
         let (port, Arrived { len, buffer }) = self.lent?;
-        let (from, data) = match (&self.open.get(&port)?.receiving, buffer) {
+        match (&self.open.get(&port)?.receiving, buffer) {
             (Receiving::Many { header, group, .. }, Some(buffer)) => {
                 let out = RecvMsgOut::parse(group.slice(buffer, len), header).ok()?;
                 let name = out.name_data();
@@ -220,12 +213,11 @@ impl DatagramPorts {
                 let from = unsafe { address_from(name.as_ptr().cast(), name.len() as u32) };
                 let whole = !out.is_payload_truncated();
                 let start = OUT_BYTES + header.msg_namelen as usize;
-                (from, whole.then(|| &group.slice(buffer, len)[start..]))
+                Some((from, whole.then(|| &group.slice(buffer, len)[start..])))
             }
-            (Receiving::Once(once), _) => (once.from(), once.data(len)),
-            _ => return None,
-        };
-        Some(Event::Datagram { port, from, data })
+            (Receiving::Once(once), _) => Some((once.from(), once.data(len))),
+            _ => None,
+        }
     }
 
     /// Sends these, unless others are still on their way.
@@ -250,7 +242,7 @@ impl DatagramPorts {
     /// After an enter: datagrams that were tried are gone, but for those that were heard of.
     pub(super) fn take_tried(&mut self, io: &mut Io) {
         for completion in io.failed_datagrams.drain(..) {
-            let (port, at) = (PortKey(completion.user_data as u32), (completion.user_data >> 32) as u16);
+            let (port, at) = (PortKey(completion.user_data() as u32), (completion.user_data() >> 32) as u16);
             let sending = self.open.get_mut(&port).and_then(|open| open.sending.as_mut());
             if let (Some(sending), Err(errno)) = (sending, completion.outcome()) {
                 sending.failed.push((at.into(), errno));
@@ -259,7 +251,7 @@ impl DatagramPorts {
         for port in std::mem::take(&mut io.tried_datagrams) {
             let sending = self.open.get_mut(&port).and_then(|open| open.sending.take());
             if let Some(Sending { datagrams, failed, .. }) = sending {
-                let sent = DatagramsSent { datagrams, failed };
+                let sent = Box::new(DatagramsSent { datagrams, failed });
                 io.ready.push_back(Event::DatagramsSent { port, sent });
             }
             self.close_if_idle(io, port);

@@ -155,6 +155,7 @@ impl Io {
     }
 
     /// A receive has brought something, or is over.
+    #[inline(always)] // As a call it made a tenth of the library's time more.
     pub(super) fn received(
         &mut self,
         id: ConnId,

@@ -52,14 +52,22 @@ struct KernelTimespec {
 /// A completion.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Completion {
-    pub(super) user_data: u64,
+    /// With `QUIET`, if it was pushed so.
+    marked: u64,
     pub(super) result: i32,
     flags: u32,
-    /// It was pushed by [`Ring::push_quiet`], and has failed.
-    pub(super) quiet: bool,
 }
 
 impl Completion {
+    pub(super) fn user_data(self) -> u64 {
+        self.marked & !QUIET
+    }
+
+    /// Whether it was pushed by [`Ring::push_quiet`], and has failed.
+    pub(super) fn is_quiet(self) -> bool {
+        self.marked & QUIET != 0
+    }
+
     /// The result, or the error that a negative one stands for.
     pub(super) fn outcome(self) -> Result<u32, Errno> {
         u32::try_from(self.result).map_err(|_| Errno::from_raw(-self.result))
@@ -283,23 +291,35 @@ impl Ring {
 
     fn pop_queue(&mut self) -> Option<Completion> {
         let entry = self.ring.completion().next()?;
-        let (user_data, quiet) = (entry.user_data() & !QUIET, entry.user_data() & QUIET != 0);
-        let completion = Completion { user_data, result: entry.result(), flags: entry.flags(), quiet };
-        if !completion.more() && !quiet {
+        let completion =
+            Completion { marked: entry.user_data(), result: entry.result(), flags: entry.flags() };
+        if !completion.more() && !completion.is_quiet() {
             self.in_flight -= 1;
         }
         Some(completion)
     }
 
-    /// Takes all completions out of the queue, to be popped later, and gives those of quiet operations.
+    /// Gives the completions of quiet operations, ahead of all others, which can be popped later.
     pub(super) fn take_quiet(&mut self, mut failed: impl FnMut(Completion)) {
+        if self.stash.is_empty() && !self.queue_has_quiet() {
+            return;
+        }
         self.stash_queue();
         self.stash.retain(|completion| {
-            if completion.quiet {
+            if completion.is_quiet() {
                 failed(*completion);
             }
-            !completion.quiet
+            !completion.is_quiet()
         });
+    }
+
+    /// Whether a quiet operation has failed. Mostly none has, and then everything stays in the queue.
+    fn queue_has_quiet(&mut self) -> bool {
+        let mut queue = self.ring.completion();
+        let found = queue.any(|entry| entry.user_data() & QUIET != 0);
+        // To drop it would be to tell the kernel that what was looked at has been taken.
+        std::mem::forget(queue);
+        found
     }
 
     fn stash_queue(&mut self) {
@@ -331,7 +351,7 @@ impl Ring {
         loop {
             self.submit()?;
             while let Some(completion) = self.pop_queue() {
-                if completion.user_data == wanted {
+                if completion.user_data() == wanted {
                     return Ok(completion);
                 }
                 self.stash.push_back(completion);
@@ -437,9 +457,9 @@ mod tests {
         assert!(ring.ring.submission().cq_overflow(), "the queue never overflowed");
         assert!(ring.all_taken());
         let mut failed = Vec::new();
-        ring.take_quiet(|completion| failed.push((completion.user_data, completion.outcome())));
+        ring.take_quiet(|completion| failed.push((completion.user_data(), completion.outcome())));
         assert_eq!(failed, [(MANY + 1, Err(Errno::from_raw(libc::EBADF)))]);
-        let others: Vec<u64> = std::iter::from_fn(|| ring.pop()).map(|other| other.user_data).collect();
+        let others: Vec<u64> = std::iter::from_fn(|| ring.pop()).map(|other| other.user_data()).collect();
         assert_eq!(others, (1..=MANY).collect::<Vec<_>>());
         assert_eq!(ring.in_flight(), 0);
     }

@@ -130,10 +130,9 @@ impl Io {
                 Trial::No => continue,
             };
             slot.in_flight -= 1;
-            let event = self.came_back(id, outcome);
             self.close_if_reaped(id);
-            if event.is_some() {
-                return event;
+            if let Some(event) = self.came_back(id, outcome) {
+                return Some(event);
             }
         }
     }
@@ -163,9 +162,9 @@ impl Io {
 
 /// Its slot has not moved on: the send counts as in flight until its trial is over.
 fn trial_failed(slots: &mut [Option<Slot>], datagrams: &mut Vec<Completion>, completion: Completion) {
-    if Kind::from(completion.user_data) == Some(Kind::SendDatagram) {
+    if Kind::from(completion.user_data()) == Some(Kind::SendDatagram) {
         datagrams.push(completion);
-    } else if let Some(Some(slot)) = slots.get_mut(completion.user_data as u32 as usize) {
+    } else if let Some(Some(slot)) = slots.get_mut(completion.user_data() as u32 as usize) {
         slot.sending.trial = Trial::Failed(completion.outcome());
     }
 }

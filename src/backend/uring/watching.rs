@@ -75,7 +75,7 @@ impl Io {
     }
 
     pub(super) fn watch_completed(&mut self, completion: Completion) -> Option<Event<'static>> {
-        let key = WatchKey(completion.user_data as u32);
+        let key = WatchKey(completion.user_data() as u32);
         let watching = self.watched.get_mut(&key)?;
         watching.armed = None;
         self.unarmed.push_back(key);
