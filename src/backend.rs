@@ -43,7 +43,6 @@ use self::watching::{Readiness, Watcher};
 
 /// What happened.
 #[derive(Debug)]
-#[repr(u32)] // A smaller tag puts what follows where copies of it stall.
 pub(crate) enum Event<'a> {
     /// A port accepted a connection.
     Accepted { port: PortKey, socket: Socket },
