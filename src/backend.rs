@@ -62,7 +62,7 @@ pub(crate) enum Event<'a> {
     Sent { id: ConnId, sent: Sent },
     /// Nothing of a connection is left with the backend.
     Closed { id: ConnId },
-    /// A datagram arrived, to be had by [`Proactor::datagram`].
+    /// A datagram arrived, to be had by [`Proactor::take_datagram`].
     Datagram { port: PortKey },
     /// A port for datagrams could not receive.
     DatagramsFailed { port: PortKey, errno: Errno },
@@ -76,7 +76,7 @@ pub(crate) enum Event<'a> {
     Woken,
 }
 
-// It is handed on by value with every message: each eight bytes more were seen in profiles.
+// It is handed on by value with every message; when it was larger, profiles showed it.
 const _: () = assert!(size_of::<Event<'_>>() <= 40);
 
 /// A batch that came back.
@@ -177,8 +177,8 @@ pub(crate) trait Proactor: Watcher {
     /// Sends datagrams, none of which waits for room. They may come back at once; else [`Event::DatagramsSent`] brings
     /// them, before which no others are sent there.
     fn send_datagrams(&mut self, port: PortKey, datagrams: Datagrams) -> Option<DatagramsSent>;
-    /// The datagram that the last event told of, until the next one; None if it cannot be read.
-    fn datagram(&mut self, port: PortKey) -> Option<Datagram<'_>>;
+    /// Takes the datagram that the last event told of; to be asked once. None if it cannot be read.
+    fn take_datagram(&mut self, port: PortKey) -> Option<Datagram<'_>>;
     /// Ends a port for datagrams; [`Event::Unlistened`] follows, after all that it was to send.
     fn close_datagrams(&mut self, port: PortKey);
     /// Submits what was asked and sleeps until something happens or `timeout` has passed.

@@ -355,7 +355,7 @@ impl EventLoop {
                     continue;
                 }
                 Event::Datagram { port } => {
-                    let datagram = self.backend.datagram(port);
+                    let datagram = self.backend.take_datagram(port);
                     self.datagrams.received(&self.reactor, port, datagram);
                     continue;
                 }

@@ -228,8 +228,9 @@ pub(crate) struct LoadArgs {
     /// latency, response (of an open loop, like the two next), service or lag; mean, p50, p90, p99, p999 or max
     #[arg(long, value_name = "OBJECTIVE")]
     slo: Vec<Objective>,
-    /// A cell of which the hypervisor took more than this of the CPUs' time is spoiled: it is repeated once, then
-    /// left out. Where the neighbours never rest, more than the default lets a run have figures at all
+    /// A cell of which the hypervisor took more than this of the CPUs' time, and two ticks of its clock (20 ms), is
+    /// spoiled: it is repeated once, then left out. Where the neighbours never rest, more than the default lets a
+    /// run have figures at all
     #[arg(long, value_name = "SHARE", default_value = "5%", value_parser = units::share)]
     max_steal: f64,
     /// Exit with 6 if a cell stayed spoiled or the verdict is inconclusive
@@ -630,6 +631,11 @@ mod tests {
             Some(Command::Compare(args)) => args.settings(),
             _ => unreachable!("the line says compare"),
         }
+    }
+
+    #[test]
+    fn stolen_time_spoils_as_it_always_did() {
+        assert_eq!(compare(&[]).expect("valid").max_steal, crate::result::MAX_STEAL);
     }
 
     #[test]

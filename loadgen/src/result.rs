@@ -111,7 +111,7 @@ pub(crate) struct Recorded {
     pub(crate) arrival: Option<String>,
     pub(crate) pace: Option<String>,
     /// The share of stolen time above which a cell is spoiled.
-    #[serde(default = "five_per_cent")]
+    #[serde(default = "usual_steal")]
     pub(crate) max_steal: f64,
     pub(crate) seed: u64,
     pub(crate) verify: String,
@@ -510,9 +510,11 @@ fn tcp() -> String {
     Transport::Tcp.name().into()
 }
 
-/// What spoiled results of before.
-fn five_per_cent() -> f64 {
-    0.05
+/// What spoils a cell unless said otherwise, as it did before that could be said.
+pub(crate) const MAX_STEAL: f64 = 0.05;
+
+fn usual_steal() -> f64 {
+    MAX_STEAL
 }
 
 fn yes() -> bool {

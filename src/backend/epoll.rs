@@ -292,7 +292,7 @@ impl Proactor for EpollLoop {
         Some(self.datagrams.send(port, datagrams, &self.io.counters))
     }
 
-    fn datagram(&mut self, port: PortKey) -> Option<Datagram<'_>> {
+    fn take_datagram(&mut self, port: PortKey) -> Option<Datagram<'_>> {
         self.datagrams.take(port)
     }
 

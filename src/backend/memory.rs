@@ -166,7 +166,7 @@ impl Proactor for Memory {
         Some(DatagramsSent { datagrams, failed: Vec::new() })
     }
 
-    fn datagram(&mut self, _port: PortKey) -> Option<Datagram<'_>> {
+    fn take_datagram(&mut self, _port: PortKey) -> Option<Datagram<'_>> {
         None
     }
 

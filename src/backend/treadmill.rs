@@ -117,7 +117,7 @@ impl Proactor for Treadmill {
         Some(DatagramsSent { datagrams, failed: Vec::new() })
     }
 
-    fn datagram(&mut self, _port: PortKey) -> Option<Datagram<'_>> {
+    fn take_datagram(&mut self, _port: PortKey) -> Option<Datagram<'_>> {
         None
     }
 

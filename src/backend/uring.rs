@@ -389,7 +389,7 @@ impl Proactor for Uring {
         self.datagrams.send(&mut self.io, port, datagrams)
     }
 
-    fn datagram(&mut self, _port: PortKey) -> Option<Datagram<'_>> {
+    fn take_datagram(&mut self, _port: PortKey) -> Option<Datagram<'_>> {
         self.datagrams.read_lent()
     }
 

@@ -32,6 +32,8 @@ const DATAGRAMS_A_CALL: usize = 32;
 /// The longest payloads that an IP packet has room for.
 const PAYLOAD_MAX_V4: usize = 65_507;
 const PAYLOAD_MAX_V6: usize = 65_527;
+/// <linux/in6.h>, since Linux 4.20.
+const IPV6_MULTICAST_ALL: libc::c_int = 29;
 /// Far beyond what a Unix socket sends unless it is told to.
 const UNIX_RECEIVE_MAX: usize = 16 << 20;
 
@@ -52,8 +54,12 @@ impl DatagramSocket {
             socket::setsockopt(&socket, sockopt::ReuseAddr, &true)?;
             socket::setsockopt(&socket, sockopt::ReusePort, &true)?;
         }
+        // What other sockets of this machine are members of is not for this one.
         if address.is_ipv6() {
             socket::setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
+            set_int(&socket, libc::IPPROTO_IPV6, IPV6_MULTICAST_ALL, 0)?;
+        } else {
+            set_int(&socket, libc::IPPROTO_IP, libc::IP_MULTICAST_ALL, 0)?;
         }
         socket::bind(socket.as_raw_fd(), name.raw())?;
         Ok(Self { socket, family: name.family(), file: None })

@@ -167,7 +167,7 @@ fn p4_producers_that_mind_the_marks_are_not_ended(setup: &Setup) {
     let limits = Limits { output_total_max: PEERS * high, ..Limits::default() };
     let server = script.serve(setup.limited(limits));
     let peers = dial_deaf(&server, 0..PEERS);
-    // Until somebody is full to the mark, and the kernel takes no more of anybody's.
+    // Until as much as one mark is unsent, and the kernel takes no more of anybody's.
     let (deadline, mut sent) = (Instant::now() + LIMIT, 0);
     let peak = || server.running.reactor.stats().output_total_peak();
     while (peak() < high || sent < server.count(Count::BytesSent)) && Instant::now() < deadline {

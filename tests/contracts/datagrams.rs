@@ -384,6 +384,15 @@ fn u1_members_of_a_group_hear_what_is_sent_to_it(setup: &Setup) {
     journals[1].wait_note("told");
     send(b"to one");
     journals[0].wait_for(Event::Data(0, b"to one".to_vec()));
+    let back = journals[1].clone();
+    ports[1].post(move |_, cx| {
+        cx.transport.join_group(group, Some(LOCAL)).unwrap();
+        back.note("back");
+    });
+    journals[1].wait_note("back");
+    send(b"to all again");
+    journals[1].wait_for(Event::Data(0, b"to all again".to_vec()));
+    assert!(!journals[1].has(&Event::Data(0, b"to one".to_vec())), "it was no member");
 }
 
 fn u1_a_group_that_is_none_is_an_error(setup: &Setup) {

@@ -118,10 +118,15 @@ fn r4_no_byte_is_lost_under_load(setup: &Setup) {
             thread::yield_now();
         }
         server.stop();
-        let got: usize = clients.into_iter().map(|client| client.join().unwrap()).sum();
+        let ends: Vec<_> = clients.into_iter().map(|client| client.join().unwrap()).collect();
+        let got: usize = ends.iter().map(|(got, _)| got).sum();
         let (sent, unsent) = (server.count(Count::BytesSent), server.count(Count::BytesUnsent));
         assert_eq!(sent + unsent, written.load(SeqCst));
         assert!(got as u64 <= sent, "{got} bytes came back of {sent}");
+        if !short {
+            assert!(ends.iter().all(|(_, end)| *end == End::Fin), "{ends:?}");
+            assert_eq!((got as u64, unsent), (sent, 0), "all that the kernel took has arrived");
+        }
         *(if unsent == 0 { &mut whole } else { &mut cut }) += 1;
         assert!(unsent > 0 || !short, "the kernel took it all");
     }
@@ -130,18 +135,22 @@ fn r4_no_byte_is_lost_under_load(setup: &Setup) {
     assert!(whole > 0, "none had time enough");
 }
 
-/// Asks again and again; how many bytes came back before the end.
-fn load(mut peer: Peer) -> impl FnOnce() -> usize {
+/// Asks again and again, and waits for each answer; how many bytes came back before the end.
+fn load(mut peer: Peer) -> impl FnOnce() -> (usize, End) {
     move || {
-        let mut writing = peer.share();
-        let writer = thread::spawn(move || while writing.0.write_all(&[b'x'; 20_000]).is_ok() {});
-        let mut buffer = vec![0; 100_000];
-        let mut got = 0;
-        while let Ok(count @ 1..) = peer.read_some(&mut buffer) {
-            got += count;
+        const QUESTION: usize = 20_000;
+        let (mut writing, mut buffer, mut got) = (peer.share(), [0; QUESTION], 0);
+        loop {
+            // Whoever writes too late reads of it.
+            let _ = writing.0.write_all(&[b'x'; QUESTION]);
+            let all = got + QUESTION;
+            while got < all {
+                match peer.read_some(&mut buffer) {
+                    Ok(0) => return (got, End::Fin),
+                    Ok(count) => got += count,
+                    Err(_) => return (got, End::Reset),
+                }
+            }
         }
-        drop(peer);
-        writer.join().unwrap();
-        got
     }
 }

@@ -34,6 +34,7 @@ on_every_backend!(
     n2_what_was_not_passed_is_left_alone,
     n2_a_tcp_string_connects,
     n2_a_unix_string_connects,
+    n2_a_string_with_escapes_connects_over_ipv6,
     n2_the_timeout_of_a_string_counts,
     n2_a_string_with_a_mistake_does_nothing,
 );
@@ -147,11 +148,30 @@ fn n2_a_unix_string_connects(setup: &Setup) {
     let path = folder.file("a:b");
     let listener = UnixListener::bind(&path).unwrap();
     let quoted = quote_string_argument(path.to_str().unwrap());
-    for endpoint in [format!("unix:{quoted}"), format!("unix:timeout=5:path={quoted}")] {
-        let connector = running.reactor.connect(endpoint, Script::new()).unwrap();
-        listener.accept().unwrap();
-        assert_eq!(connector.get_destination(), path.display().to_string());
+    let name = format!("ringspun-test-{}-{}", std::process::id(), setup.name);
+    let nameless = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+    let destination = path.display().to_string();
+    for (endpoint, listener, destination) in [
+        (format!("unix:{quoted}"), &listener, &destination),
+        (format!("unix:timeout=5:path={quoted}"), &listener, &destination),
+        (format!("unix:@{name}"), &nameless, &format!("@{name}")),
+    ] {
+        let client = Script::new().on_made(|cx, _| _ = cx.transport.write(b"hello"));
+        let connector = running.reactor.connect(endpoint, client).unwrap();
+        let mut hello = [0; 5];
+        listener.accept().unwrap().0.read_exact(&mut hello).unwrap();
+        assert_eq!(&hello, b"hello");
+        assert_eq!(connector.get_destination(), *destination);
     }
+}
+
+fn n2_a_string_with_escapes_connects_over_ipv6(setup: &Setup) {
+    let running = Running::start(setup.reactor());
+    let listener = TcpListener::bind("[::1]:0").unwrap();
+    let endpoint = format!(r"tcp:\:\:1:{}", listener.local_addr().unwrap().port());
+    let client = Script::new().on_made(|cx, _| _ = cx.transport.write(b"hello"));
+    running.reactor.connect(endpoint, client).unwrap();
+    assert_eq!(Peer::new(listener.accept().unwrap().0).read_exactly(5), b"hello");
 }
 
 fn n2_the_timeout_of_a_string_counts(setup: &Setup) {

@@ -27,12 +27,12 @@ on_every_backend!(p4_ten_thousand_peers_that_never_read);
 const ASKED_FOR: usize = 10 << 20;
 const PIECE: usize = 16 << 10;
 const BUDGET: usize = 64 << 20;
-/// What the process takes beside. The budget counts bytes: the buffers around them grow by doubling, and what is freed is not all
-/// given back. Then a few large writes, of those who pass the budget and of those who are being taken down.
-const BESIDE: usize = BUDGET + 4 * ASKED_FOR;
-/// What a connection costs beside, with what it may have unsent uncounted; on threads with a stack, a buffer, and a share in as many heaps.
-const BESIDE_EACH: usize = 8 << 10;
-const BESIDE_EACH_THREAD: usize = 96 << 10;
+/// What the process may take beside. The budget counts bytes: the buffers around them grow by doubling, what is freed is not all given
+/// back, and there are a few large writes, of those who pass the budget and of those who are being taken down. Each connection costs
+/// something, too, with what it may have unsent uncounted. All of it was 65 to 90 MiB.
+const BESIDE: usize = 144 << 20;
+/// The same on threads, where each has a stack, a buffer, and a share in as many heaps: 310 to 420 MiB.
+const BESIDE_THREADS: usize = 576 << 20;
 
 const PEERS: usize = 10_000;
 
@@ -227,16 +227,16 @@ fn crowd(setup: &Setup, mut child: Child) {
     let full = wait(&mut child, |now| now.asked == PEERS && now.unsent <= BUDGET);
     slowest = slowest.max(ask(&mut reader));
     let grown = memory_peak(child.pid()) - before;
-    let each = if setup.is_threads() { BESIDE_EACH_THREAD } else { BESIDE_EACH };
+    let beside = if setup.is_threads() { BESIDE_THREADS } else { BESIDE };
     println!(
         "{PEERS} peers on {}: {} KiB more, slowest answer {slowest:?}, {full:?}",
         setup.name,
         grown >> 10
     );
-    assert!(grown <= BUDGET + BESIDE + PEERS * each, "{} KiB more, {full:?}", grown >> 10);
-    // One write passes the budget; on threads as many as write at the same moment.
-    let writes = if setup.is_threads() { 4 } else { 1 };
-    assert!(full.peak > BUDGET && full.peak <= BUDGET + writes * ASKED_FOR, "{full:?}");
+    assert!(grown <= BUDGET + beside, "{} KiB more, {full:?}", grown >> 10);
+    assert!(full.peak > BUDGET, "{full:?}");
+    // One write passes the budget; on threads as many as come at the same moment.
+    assert!(setup.is_threads() || full.peak <= BUDGET + ASKED_FOR, "{full:?}");
     assert!(full.losses.contains("OutputTotal") && full.connections < PEERS, "{full:?}");
     assert!(slowest < LIMIT / 2, "somebody waited for {slowest:?}");
     // Nobody who is left waits for ever.

@@ -15,10 +15,14 @@ use crate::Journal;
 /// How long a client may say nothing.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// What follows the line "raw" is no lines for so many bytes.
+const RAW: usize = 6;
+
 /// Answers each line with its length, and closes where none comes for too long.
 #[derive(Default)]
 struct Lengths {
     lines: LineBuffer,
+    raw: usize,
     timeout: Option<DelayedCall>,
 }
 
@@ -48,8 +52,21 @@ impl LineReceiver<LengthsFactory> for Lengths {
     }
 
     fn line_received(&mut self, cx: &mut Cx<'_, LengthsFactory>, line: &[u8]) {
+        if line == b"raw" {
+            self.raw = RAW;
+            self.lines.set_raw_mode();
+        }
         self.timeout.as_ref().map_or(Ok(()), |timeout| timeout.reset(PATIENCE)).unwrap();
         cx.transport.write_with(|out| write!(out, "{}\r\n", line.len()));
+    }
+
+    fn raw_data_received(&mut self, cx: &mut Cx<'_, LengthsFactory>, data: &[u8]) {
+        let (raw, lines) = data.split_at(self.raw.min(data.len()));
+        let _ = cx.transport.write(raw);
+        self.raw -= raw.len();
+        if self.raw == 0 {
+            self.lines.set_line_mode(lines);
+        }
     }
 }
 
@@ -60,9 +77,9 @@ fn m1_a_protocol_of_lines_is_fed_byte_by_byte() {
     for segment in 1..10 {
         memory.set_segment_bytes(segment);
         let mut peer = memory.connect(&port).unwrap();
-        peer.send(b"one\r\n\r\nthree and \r a half\r\nunfinished");
+        peer.send(b"one\r\n\r\nthree and \r a half\r\nraw\r\na\r\nb\r\nlast\r\nunfinished");
         memory.turn();
-        assert_eq!(peer.take_received(), b"3\r\n0\r\n18\r\n", "{segment} at once");
+        assert_eq!(peer.take_received(), b"3\r\n0\r\n18\r\n3\r\na\r\nb\r\n4\r\n", "{segment} at once");
     }
 }
 

@@ -23,7 +23,7 @@ use crate::{
 /// The share of the shortest window that all must have in common.
 const OVERLAP_MIN: f64 = 0.9;
 /// Settings in which machines may differ: none of them changes what is asked of the server.
-const OWN_SETTINGS: [&str; 4] = ["seed", "client", "client_cpu", "server_cpu"];
+const OWN_SETTINGS: [&str; 5] = ["seed", "client", "client_cpu", "server_cpu", "max_steal"];
 
 #[derive(Debug, Args)]
 pub(crate) struct MergeArgs {
@@ -177,6 +177,7 @@ fn frame(parts: &[Loaded], first: &Document) -> Document {
     };
     settings.client_cpu = alike(|document| document.settings.client_cpu);
     settings.server_cpu = alike(|document| document.settings.server_cpu);
+    settings.max_steal = documents().map(|document| document.settings.max_steal).fold(0.0, f64::max);
     let others = documents().enumerate().flat_map(|(index, document)| {
         let own = (index > 0).then(|| document.machine.origin());
         own.into_iter().chain(document.merged_from.iter().cloned())
@@ -259,8 +260,9 @@ mod tests {
     fn own_settings_may_differ() {
         let (first, mut second) = (part("a", 0.0), part("b", 0.0));
         (second.document.settings.seed, second.document.settings.client_cpu) = (7, None);
+        second.document.settings.max_steal = 0.5;
         let merged = merge(&[first, second]).expect("alike in what matters");
-        assert_eq!(merged.settings.client_cpu, None);
+        assert_eq!((merged.settings.client_cpu, merged.settings.max_steal), (None, 0.5));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::{
     mode::{IDLE, RR, STREAM},
     pinning::Cpus,
     point::{Distinction, Point},
-    result::{Cell, Comparison, Document, Found, Idle, Latency, Recorded},
+    result::{Cell, Comparison, Document, Found, Idle, Latency, MAX_STEAL, Recorded},
     stats,
     summary::Line,
     target::{UDP, UNIX},
@@ -98,6 +98,11 @@ pub(crate) fn screen(document: &Document, path: &Path) -> String {
         }
         labelled(&mut text, "Verified", &summary.verified);
         labelled(&mut text, "Valid", &summary.valid);
+        if document.settings.max_steal > MAX_STEAL {
+            let allowed = 100.0 * document.settings.max_steal;
+            let told = format!("up to {allowed:.0} % of a cell's time may be the neighbours' (--max-steal)");
+            labelled(&mut text, "Stolen", &told);
+        }
     }
     labelled(&mut text, "Report", &path.display().to_string());
     text

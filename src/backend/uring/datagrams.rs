@@ -146,7 +146,7 @@ impl DatagramPorts {
         unsafe { io.ring.push(entry.user_data(Kind::ReceiveDatagram.of_port(port.0))) };
     }
 
-    /// Before a wait: the kernel gets its buffers back, and receives that have ended are armed again.
+    /// Before a wait: receives that have ended are armed again.
     pub(super) fn prepare(&mut self, io: &mut Io) {
         let mut rearm = std::mem::take(&mut self.rearm);
         rearm.drain(..).for_each(|port| self.arm(io, port));

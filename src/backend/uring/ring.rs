@@ -285,8 +285,7 @@ impl Ring {
 
     /// The next completion.
     pub(super) fn pop(&mut self) -> Option<Completion> {
-        let completion = self.stash.pop_front().or_else(|| self.pop_queue())?;
-        Some(completion)
+        self.stash.pop_front().or_else(|| self.pop_queue())
     }
 
     fn pop_queue(&mut self) -> Option<Completion> {
@@ -436,6 +435,29 @@ fn after_enter(error: io::Error) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_looked_at_for_failures_stays_in_the_queue() {
+        let mut ring = Ring::open(&UringOptions::default(), Tier::Coop, Arc::default()).unwrap();
+        for failing in [false, true] {
+            for number in 1..=3 {
+                // SAFETY: a nop points to nothing.
+                unsafe { ring.push(opcode::Nop::new().build().user_data(number)) };
+            }
+            let (wrong, right) = (opcode::Close::new(types::Fd(-1)).build(), opcode::Nop::new().build());
+            let quiet = if failing { wrong } else { right }.user_data(4);
+            // SAFETY: neither points to anything.
+            unsafe { ring.push_quiet(quiet) };
+            ring.submit().unwrap();
+            assert!(ring.all_taken());
+            let mut failed = Vec::new();
+            ring.take_quiet(|completion| failed.push(completion.user_data()));
+            assert_eq!(failed, if failing { vec![4] } else { vec![] });
+            let others: Vec<u64> = std::iter::from_fn(|| ring.pop()).map(|other| other.user_data()).collect();
+            assert_eq!(others, [1, 2, 3]);
+            assert_eq!(ring.in_flight(), 0);
+        }
+    }
 
     #[test]
     fn a_queue_that_overflows_hides_no_failure_of_a_quiet_operation() {
