@@ -115,7 +115,8 @@ pub struct UringOptions {
     pub submissions: u32,
     /// Entries of the completion queue; a power of two, at least twice `submissions`, at most 65536.
     pub completions: u32,
-    /// Whether accept and receive stay armed until the kernel ends them.
+    /// Whether accept and receive stay armed until the kernel ends them. Receives from connections never do in
+    /// [`Tier::Coop`], where one that stays armed can miss urgent data.
     pub multishot: bool,
     /// Whether accepted connections live in the ring's own table and take no place among the
     /// process's descriptors. The table is as large as the descriptor limit.

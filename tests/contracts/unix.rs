@@ -415,6 +415,7 @@ fn n1_a_factory_starts_for_an_adopted_connection_and_stops_after_it(setup: &Setu
 }
 
 fn n1_urgent_data_comes_among_all_other(setup: &Setup) {
+    const ROUNDS: usize = 50;
     let running = Running::start(setup.reactor());
     let (listener, other) =
         (TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
@@ -422,23 +423,25 @@ fn n1_urgent_data_comes_among_all_other(setup: &Setup) {
     let journal = Journal::default();
     let factory = running.reactor.add_factory(Script::new().journal(&journal));
     running.reactor.adopt_stream_port(listener.into(), &factory).unwrap();
-    let accepted = TcpStream::connect(at).unwrap();
-    let connected = TcpStream::connect(other_at).unwrap();
-    running.reactor.adopt_stream_connection(other.accept().unwrap().0.into(), &factory).unwrap();
-    journal.wait("both", |events| events.iter().filter(|event| matches!(event, Event::Made(_))).count() == 2);
-    // All of it is there before the reactor looks.
-    let gate = Gate::default();
-    let held = gate.clone();
-    running.reactor.call_from_thread(move |_| held.pass());
-    for mut peer in [&accepted, &connected] {
-        peer.write_all(b"abc").unwrap();
-        let urgent = send(peer.as_raw_fd(), b"X", MsgFlags::MSG_OOB);
-        assert_eq!(urgent, Ok(1));
-        peer.write_all(b"def").unwrap();
+    // Many, so that some of it comes while the reactor is at others.
+    let mut peers = Vec::new();
+    for _ in 0..8 {
+        peers.push(TcpStream::connect(at).unwrap());
+        peers.push(TcpStream::connect(other_at).unwrap());
+        running.reactor.adopt_stream_connection(other.accept().unwrap().0.into(), &factory).unwrap();
     }
-    gate.open();
-    for conn in 0..2 {
-        assert_eq!(journal.wait_bytes(conn, 7), b"abcXdef");
+    let is_made = |event: &&Event| matches!(event, Event::Made(_));
+    journal.wait("all", |events| events.iter().filter(is_made).count() == peers.len());
+    let pieces = [(&b"abc"[..], MsgFlags::empty()), (b"X", MsgFlags::MSG_OOB), (b"def", MsgFlags::empty())];
+    for round in 1..=ROUNDS {
+        for peer in &peers {
+            for (piece, flags) in pieces {
+                assert_eq!(send(peer.as_raw_fd(), piece, flags), Ok(piece.len()));
+            }
+        }
+        for conn in 0..peers.len() {
+            assert_eq!(journal.wait_bytes(conn, 7 * round), b"abcXdef".repeat(round));
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use super::{
     entries::receive_entry,
     ring::Completion,
 };
-use crate::{backend::Event, error::Errno, id::ConnId, stats::Count, sys::Socket};
+use crate::{backend::Event, error::Errno, id::ConnId, options::Tier, stats::Count, sys::Socket};
 
 /// Full small buffers one after another that call for large ones.
 const FULL_MAX: u8 = 4;
@@ -72,6 +72,15 @@ impl Receiving {
     }
 }
 
+/// Whether receives may stay armed in a ring of this tier.
+///
+/// TCP answers `EAGAIN` before an urgent byte if a signal is pending, and task work that is not deferred counts as one. A
+/// receive that stays armed then waits for bytes beyond those that are there, which may never come. One that is
+/// armed anew looks again.
+pub(super) fn receives_may_stay_armed(tier: Tier) -> bool {
+    tier != Tier::Coop
+}
+
 /// What a receive of this size is called in user data.
 fn kind(size: Size) -> Kind {
     match size {
@@ -109,11 +118,11 @@ impl Io {
     }
 
     fn arm_receive(&mut self, id: ConnId, buffers: &Buffers) {
-        let multishot = self.multishot;
+        let armed_receives = self.armed_receives;
         let Some(slot) = self.slot(id).filter(|slot| slot.ending == Ending::No) else { return };
         let Some(socket) = &slot.socket else { return };
         let size = slot.receiving.size;
-        let once = (size == Size::Large || !multishot).then(|| buffers.bytes(size));
+        let once = (size == Size::Large || !armed_receives).then(|| buffers.bytes(size));
         let entry = match socket {
             Socket::Fd(fd) => receive_entry(types::Fd(fd.as_raw_fd()), size.group(), once),
             Socket::Direct(place) => receive_entry(types::Fixed(*place), size.group(), once),
