@@ -69,6 +69,8 @@ pub(super) struct Ring {
     uring: IoUring,
     shared: ManuallyDrop<Shared>,
     single_receives: bool,
+    /// A socket that is shut down ends its own receive, as one for datagrams does not.
+    shutdown_ends: bool,
     /// Slots to a socket.
     sharing: usize,
     in_flight: usize,
@@ -100,6 +102,7 @@ impl Ring {
             uring,
             shared: ManuallyDrop::new(shared),
             single_receives: plan.single_receives,
+            shutdown_ends: plan.datagrams.is_none(),
             sharing: plan.sharing(),
             in_flight: 0,
             waiting: VecDeque::new(),
@@ -191,7 +194,7 @@ impl Ring {
             // It fails if the connection is gone, which ends its operations as well.
             let _ = socket::shutdown(socket.as_raw_fd(), Shutdown::Both);
         }
-        self.reap(TEARDOWN)?;
+        self.reap(if self.shutdown_ends { TEARDOWN } else { Duration::ZERO })?;
         if self.in_flight > 0 {
             let cancel = opcode::AsyncCancel2::new(CancelBuilder::any()).build();
             self.push(CANCEL, 0, cancel);

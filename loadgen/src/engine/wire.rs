@@ -102,7 +102,8 @@ pub(super) trait Wire {
 mod tests {
     use std::{
         io::{ErrorKind, Read as _},
-        net::{TcpListener, TcpStream},
+        net::{TcpListener, TcpStream, UdpSocket},
+        time::Instant,
     };
 
     use super::*;
@@ -115,6 +116,16 @@ mod tests {
     const BYTES: usize = 8;
     const PATIENCE: Duration = Duration::from_secs(10);
 
+    fn plan(burst: usize, connections: usize) -> Plan {
+        Plan {
+            outgoing_bytes: vec![BYTES; connections],
+            incoming_bytes: BYTES,
+            single_receives: false,
+            burst,
+            datagrams: None,
+        }
+    }
+
     /// A wire with connections, and their peers.
     fn connected<W: Wire>(
         make: fn(&Plan, &Target) -> Result<W, Error>,
@@ -123,13 +134,7 @@ mod tests {
     ) -> (W, Vec<TcpStream>) {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
         let target = Target::Tcp(listener.local_addr().expect("bound"));
-        let plan = Plan {
-            outgoing_bytes: vec![BYTES; connections],
-            incoming_bytes: BYTES,
-            single_receives: false,
-            burst,
-            datagrams: None,
-        };
+        let plan = plan(burst, connections);
         let mut wire = make(&plan, &target).expect("this kernel has it");
         let mut sources = Sources::new(&target, 0..connections, false);
         let peer = |slot| {
@@ -170,6 +175,36 @@ mod tests {
         wire.send(0, 0..BYTES);
         wire.wait(PATIENCE).expect("it waits");
         assert!(has_arrived(&mut peers[0], Some(PATIENCE)));
+    }
+
+    /// How long it takes to end a wire whose sockets have all had an answer, and wait for another.
+    fn end<W: Wire>(make: fn(&Plan, &Target) -> Result<W, Error>) -> Duration {
+        let peer = UdpSocket::bind("127.0.0.1:0").expect("a port is free");
+        let target = Target::Udp(peer.local_addr().expect("bound"));
+        let plan = Plan { datagrams: Some(1), ..plan(1, 1) };
+        let mut wire = make(&plan, &target).expect("this kernel has it");
+        wire.connect(0, Sources::new(&target, 0..1, false).socket().expect("a socket"));
+        wire.receive(0);
+        wire.send(0, 0..BYTES);
+        wire.wait(Duration::ZERO).expect("it waits");
+        let (_, asker) = peer.recv_from(&mut [0; BYTES]).expect("it has sent");
+        peer.send_to(&[1; BYTES], asker).expect("somebody is there");
+        loop {
+            wire.wait(PATIENCE).expect("it waits");
+            if std::iter::from_fn(|| wire.next_event()).any(|event| matches!(event, Event::Received { .. })) {
+                break;
+            }
+        }
+        let start = Instant::now();
+        drop(wire);
+        start.elapsed()
+    }
+
+    #[test]
+    fn sockets_of_datagrams_are_ended_at_once() {
+        // The quickest of some: a machine may stall.
+        let quickest = (0..5).map(|_| end(Ring::new).max(end(Readiness::new))).min();
+        assert!(quickest < Some(Duration::from_millis(500)), "{quickest:?}");
     }
 
     #[test]
