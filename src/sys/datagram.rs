@@ -177,30 +177,26 @@ impl DatagramSocket {
         if self.family == AddressFamily::Unix { UNIX_RECEIVE_MAX } else { usize::from(u16::MAX) }
     }
 
-    /// Sends all of these; those that the kernel did not take are told by their place.
-    pub(crate) fn send(
-        &self,
-        datagrams: &Datagrams,
-        calls: &mut dyn FnMut(),
-        failed: &mut dyn FnMut(u32, Errno),
-    ) {
-        let mut from = 0;
+    /// Sends all of these. Answers the places of those that the kernel did not take, and why.
+    pub(crate) fn send(&self, datagrams: &Datagrams, mut count_call: impl FnMut()) -> Vec<(u32, Errno)> {
+        let (mut from, mut failed) = (0, Vec::new());
         while from < datagrams.len() {
-            calls();
+            count_call();
             match self.send_some(datagrams, from) {
                 Ok(sent) => from += sent,
                 Err(NixErrno::EINTR) => {}
                 // The socket itself is full, and not only the queue of one peer.
                 Err(NixErrno::EAGAIN) if self.family != AddressFamily::Unix => {
-                    (from..datagrams.len()).for_each(|at| failed(at as u32, NixErrno::EAGAIN.into()));
-                    return;
+                    failed.extend((from..datagrams.len()).map(|at| (at as u32, NixErrno::EAGAIN.into())));
+                    break;
                 }
                 Err(errno) => {
-                    failed(from as u32, errno.into());
+                    failed.push((from as u32, errno.into()));
                     from += 1;
                 }
             }
         }
+        failed
     }
 
     fn send_some(&self, datagrams: &Datagrams, from: usize) -> Result<usize, NixErrno> {

@@ -224,9 +224,7 @@ impl Serving {
             return;
         }
         let mut outgoing = self.served.take_outgoing(std::mem::take(&mut self.spare));
-        let mut failed = Vec::new();
-        let mut call = || self.counters.call(Syscall::Sendmmsg);
-        self.served.socket().send(&outgoing, &mut call, &mut |at, errno| failed.push((at, errno)));
+        let failed = self.served.socket().send(&outgoing, || self.counters.call(Syscall::Sendmmsg));
         self.counters.add(Count::DatagramsSent, (outgoing.len() - failed.len()) as u64);
         self.served.sent(&self.shared.reactor, &outgoing, &failed);
         outgoing.clear();

@@ -59,11 +59,10 @@ impl DatagramPorts {
     }
 
     pub(super) fn send(&self, port: PortKey, datagrams: Datagrams, counters: &Counters) -> DatagramsSent {
-        let mut failed = Vec::new();
-        if let Some((socket, _)) = self.open.get(&port) {
-            let mut call = || counters.call(Syscall::Sendmmsg);
-            socket.send(&datagrams, &mut call, &mut |at, errno| failed.push((at, errno)));
-        }
+        let send = |(socket, _): &(Arc<DatagramSocket>, _)| {
+            socket.send(&datagrams, || counters.call(Syscall::Sendmmsg))
+        };
+        let failed = self.open.get(&port).map(send).unwrap_or_default();
         DatagramsSent { datagrams, failed }
     }
 }

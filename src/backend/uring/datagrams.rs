@@ -8,12 +8,14 @@ use io_uring::{
     types::{self, RecvMsgOut},
 };
 
-use super::{Found, Io, Kind, buffers::Group, ring::Completion};
+use super::{Found, Io, Kind, buffers::Group, entries::send_to_entry, ring::Completion};
 use crate::{
     address::Address,
     backend::{Datagram, DatagramsSent, Event},
     error::Errno,
     id::PortKey,
+    options::Tier,
+    stats::Syscall,
     sys::{DatagramSocket, Datagrams, address_from, send_header},
 };
 
@@ -42,7 +44,8 @@ struct DatagramPort {
     receiving: Receiving,
     armed: bool,
     ending: bool,
-    sending: Option<Sending>,
+    /// What the kernel reads while it sends.
+    sending: Option<DatagramsSent>,
     max_packet_size: usize,
 }
 
@@ -67,13 +70,9 @@ struct Arrived {
     buffer: Option<u16>,
 }
 
-/// What the kernel reads while datagrams are sent.
-struct Sending {
-    datagrams: Datagrams,
-    headers: Vec<libc::msghdr>,
-    /// What the headers point to.
-    _slices: Vec<libc::iovec>,
-    failed: Vec<(u32, Errno)>,
+/// Whether a send in a ring of this tier can say whom it is for, as it can since Linux 6.1.
+fn sends_to_names(tier: Tier) -> bool {
+    tier != Tier::Coop
 }
 
 impl Receiving {
@@ -225,15 +224,19 @@ impl DatagramPorts {
         let Some(open) = self.open.get_mut(&port) else {
             return Some(DatagramsSent { datagrams, failed: Vec::new() });
         };
-        let sending = open.sending.insert(Sending::new(datagrams));
+        if !sends_to_names(io.tier) {
+            let failed = open.socket.send(&datagrams, || io.counters.call(Syscall::Sendmmsg));
+            return Some(DatagramsSent { datagrams, failed });
+        }
+        let DatagramsSent { datagrams, .. } =
+            open.sending.insert(DatagramsSent { datagrams, failed: Vec::new() });
         let fd = types::Fd(open.socket.as_raw_fd());
-        let flags = (libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) as u32;
-        for (at, header) in sending.headers.iter().enumerate() {
-            let entry = opcode::SendMsg::new(fd, header).flags(flags).build();
+        for at in 0..datagrams.len() {
+            let (data, to) = datagrams.get(at);
             let user_data = Kind::SendDatagram.of_port(port.0) | (at as u64) << 32;
-            // SAFETY: the headers, and what they point to, stay in the port until all operations were seen to be
-            // taken (`take_tried`).
-            unsafe { io.ring.push_quiet(entry.user_data(user_data)) };
+            // SAFETY: the data and the name stay in the port until all operations were seen to be taken
+            // (`take_tried`).
+            unsafe { io.ring.push_quiet(send_to_entry(fd, data, to).user_data(user_data)) };
         }
         io.trying_datagrams.push(port);
         None
@@ -250,8 +253,8 @@ impl DatagramPorts {
         }
         for port in std::mem::take(&mut io.tried_datagrams) {
             let sending = self.open.get_mut(&port).and_then(|open| open.sending.take());
-            if let Some(Sending { datagrams, failed, .. }) = sending {
-                let sent = Box::new(DatagramsSent { datagrams, failed });
+            if let Some(sent) = sending {
+                let sent = Box::new(sent);
                 io.ready.push_back(Event::DatagramsSent { port, sent });
             }
             self.close_if_idle(io, port);
@@ -304,18 +307,5 @@ impl Once {
 
     fn data(&self, len: u32) -> Option<&[u8]> {
         (self.header.msg_flags & libc::MSG_TRUNC == 0).then(|| &self.bytes[..len as usize])
-    }
-}
-
-impl Sending {
-    fn new(datagrams: Datagrams) -> Self {
-        let count = datagrams.len();
-        let mut slices: Vec<_> = (0..count)
-            .map(|at| datagrams.get(at).0)
-            .map(|data| libc::iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() })
-            .collect();
-        let headers = slices.iter_mut().enumerate();
-        let headers = headers.map(|(at, slice)| send_header(slice, datagrams.get(at).1)).collect();
-        Self { datagrams, headers, _slices: slices, failed: Vec::new() }
     }
 }

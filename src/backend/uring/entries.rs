@@ -6,7 +6,7 @@ use io_uring::{opcode, squeue, types};
 
 use crate::{
     output::Batch,
-    sys::{Rights, SLICES_MAX, Socket},
+    sys::{Name, Rights, SLICES_MAX, Socket},
 };
 
 /// The kernel cuts longer sends itself (`MAX_RW_COUNT`); what is left goes next time.
@@ -34,6 +34,17 @@ pub(super) fn receive_entry(fd: impl Target, group: u16, once: Option<u32>) -> s
     match once {
         None => fd.receive_many(group),
         Some(bytes) => fd.receive_once(group, bytes).flags(squeue::Flags::BUFFER_SELECT),
+    }
+}
+
+/// The send of a datagram, to this name or to whom its socket is connected. A header of its own for each, as `sendmsg` wants
+/// it, cost the kernel 4 % of a server's time.
+pub(super) fn send_to_entry(fd: types::Fd, data: &[u8], to: Option<&Name>) -> squeue::Entry {
+    let send = opcode::Send::new(fd, data.as_ptr(), data.len() as u32)
+        .flags(libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT);
+    match to.map(Name::raw) {
+        Some(name) => send.dest_addr(name.as_ptr()).dest_addr_len(name.len()).build(),
+        None => send.build(),
     }
 }
 
