@@ -67,7 +67,7 @@ pub(crate) enum Event<'a> {
     /// A port for datagrams could not receive.
     DatagramsFailed { port: PortKey, errno: Errno },
     /// Datagrams came back.
-    DatagramsSent { port: PortKey, sent: Box<DatagramsSent> },
+    DatagramsSent { port: PortKey, sent: Box<DatagramBatch> },
     /// A foreign descriptor is ready.
     Ready { key: WatchKey, readiness: Readiness },
     /// The kernel would not watch a foreign descriptor.
@@ -93,9 +93,9 @@ pub(crate) struct Sent {
 /// A datagram that arrived: who sent it, and its data, unless it was too long.
 pub(crate) type Datagram<'a> = (Address, Option<&'a [u8]>);
 
-/// Datagrams that came back.
-#[derive(Debug)]
-pub(crate) struct DatagramsSent {
+/// Datagrams on their way out and back.
+#[derive(Debug, Default)]
+pub(crate) struct DatagramBatch {
     pub(crate) datagrams: Datagrams,
     /// The places of those that the kernel did not take, and why.
     pub(crate) failed: Vec<(u32, Errno)>,
@@ -176,7 +176,7 @@ pub(crate) trait Proactor: Watcher {
     fn open_datagrams(&mut self, port: PortKey, socket: Arc<DatagramSocket>, max_packet_size: usize);
     /// Sends datagrams, none of which waits for room. They may come back at once; else [`Event::DatagramsSent`] brings
     /// them, before which no others are sent there.
-    fn send_datagrams(&mut self, port: PortKey, datagrams: Datagrams) -> Option<DatagramsSent>;
+    fn send_datagrams(&mut self, port: PortKey, batch: Box<DatagramBatch>) -> Option<Box<DatagramBatch>>;
     /// Takes the datagram that the last event told of; to be asked once. None if it cannot be read.
     fn take_datagram(&mut self, port: PortKey) -> Option<Datagram<'_>>;
     /// Ends a port for datagrams; [`Event::Unlistened`] follows, after all that it was to send.

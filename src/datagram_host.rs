@@ -114,9 +114,9 @@ impl OpenDatagrams {
         !self.end.outgoing.is_empty()
     }
 
-    /// Takes what waits to be sent, for which a spare one is left.
-    pub(crate) fn take_outgoing(&mut self, spare: Datagrams) -> Datagrams {
-        std::mem::replace(&mut self.end.outgoing, spare)
+    /// Takes what waits to be sent, for which these, all empty, are left.
+    pub(crate) fn swap_outgoing(&mut self, spare: &mut Datagrams) {
+        std::mem::swap(&mut self.end.outgoing, spare);
     }
 
     /// Tells the protocol that the port has ended, and drops it with what it has scheduled.

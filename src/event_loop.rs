@@ -22,7 +22,7 @@ use std::{
 use slab::Slab;
 
 use crate::{
-    backend::{DatagramsSent, Event, Proactor, Sent, watching::Readiness},
+    backend::{DatagramBatch, Event, Proactor, Sent, watching::Readiness},
     connection::{AnyProducer, Arrival, Filters, Produce, Step},
     driver::{Driver, OpenPort, WAIT_MAX, call_triggers, end_by_stop, make_call},
     error::Error,
@@ -405,7 +405,7 @@ impl EventLoop {
                     self.tell_descriptors(id);
                 }
             }
-            Owned::DatagramsSent(port, sent) => self.datagrams.sent(&self.reactor, port, *sent),
+            Owned::DatagramsSent(port, sent) => self.datagrams.sent(&self.reactor, port, sent),
             Owned::DatagramsFailed(port, errno) => self.datagrams.failed(&self.reactor, port, errno),
             Owned::Ready(key, readiness) => self.descriptor_ready(key, readiness),
             Owned::WatchFailed(key, errno) => self.descriptor_refused(key, errno),
@@ -598,7 +598,7 @@ enum Owned {
     End(ConnId, Option<crate::error::Errno>),
     Closed(ConnId),
     Descriptors(ConnId, Vec<OwnedFd>),
-    DatagramsSent(PortKey, Box<DatagramsSent>),
+    DatagramsSent(PortKey, Box<DatagramBatch>),
     DatagramsFailed(PortKey, crate::error::Errno),
     Ready(WatchKey, Readiness),
     WatchFailed(WatchKey, crate::error::Errno),

@@ -20,14 +20,14 @@ use std::{
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use self::datagrams::DatagramPorts;
-use super::{Datagram, DatagramsSent, Event, Proactor, Sent, Sockets};
+use super::{Datagram, DatagramBatch, Event, Proactor, Sent, Sockets};
 use crate::{
     error::{Errno, Error},
     id::{ConnId, PortKey, WatchKey},
     network::Listening,
     output::Batch,
     stats::{Count, Counters, Syscall},
-    sys::{self, DatagramSocket, Datagrams, Listener, Name, Reserve, RightsInbox, Socket, Waker},
+    sys::{self, DatagramSocket, Listener, Name, Reserve, RightsInbox, Socket, Waker},
 };
 
 /// Bytes of the loop's one receive buffer: it stays in the cache, and a fast peer fills it.
@@ -288,8 +288,8 @@ impl Proactor for EpollLoop {
         }
     }
 
-    fn send_datagrams(&mut self, port: PortKey, datagrams: Datagrams) -> Option<DatagramsSent> {
-        Some(self.datagrams.send(port, datagrams, &self.io.counters))
+    fn send_datagrams(&mut self, port: PortKey, batch: Box<DatagramBatch>) -> Option<Box<DatagramBatch>> {
+        Some(self.datagrams.send(port, batch, &self.io.counters))
     }
 
     fn take_datagram(&mut self, port: PortKey) -> Option<Datagram<'_>> {

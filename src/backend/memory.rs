@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{
-    Datagram, DatagramsSent, Event, Proactor, Sent, Sockets,
+    Datagram, DatagramBatch, Event, Proactor, Sent, Sockets,
     watching::{Interest, Watcher},
 };
 use crate::{
@@ -21,7 +21,7 @@ use crate::{
     id::{ConnId, PortKey, WatchKey},
     network::{Attempt, Changed, Listener, Listening, Network, Place, Received},
     output::Batch,
-    sys::{DatagramSocket, Datagrams, Name, Socket, watched_file::WatchedFile},
+    sys::{DatagramSocket, Name, Socket, watched_file::WatchedFile},
 };
 
 /// Bytes of the one receive buffer.
@@ -162,8 +162,8 @@ impl Proactor for Memory {
     /// There are none here: the reactor refuses to open such a port.
     fn open_datagrams(&mut self, _port: PortKey, _socket: Arc<DatagramSocket>, _max_packet_size: usize) {}
 
-    fn send_datagrams(&mut self, _port: PortKey, datagrams: Datagrams) -> Option<DatagramsSent> {
-        Some(DatagramsSent { datagrams, failed: Vec::new() })
+    fn send_datagrams(&mut self, _port: PortKey, batch: Box<DatagramBatch>) -> Option<Box<DatagramBatch>> {
+        Some(batch)
     }
 
     fn take_datagram(&mut self, _port: PortKey) -> Option<Datagram<'_>> {

@@ -4,7 +4,7 @@
 use std::{collections::VecDeque, io, os::fd::BorrowedFd, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use super::{
-    Datagram, DatagramsSent, Event, Proactor, Sent, Sockets,
+    Datagram, DatagramBatch, Event, Proactor, Sent, Sockets,
     watching::{Interest, Watcher},
 };
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
     id::{ConnId, PortKey, WatchKey},
     network::Listening,
     output::Batch,
-    sys::{DatagramSocket, Datagrams, Name, Socket, watched_file::WatchedFile},
+    sys::{DatagramSocket, Name, Socket, watched_file::WatchedFile},
 };
 
 /// See the top of this file.
@@ -113,8 +113,8 @@ impl Proactor for Treadmill {
 
     fn open_datagrams(&mut self, _port: PortKey, _socket: Arc<DatagramSocket>, _max_packet_size: usize) {}
 
-    fn send_datagrams(&mut self, _port: PortKey, datagrams: Datagrams) -> Option<DatagramsSent> {
-        Some(DatagramsSent { datagrams, failed: Vec::new() })
+    fn send_datagrams(&mut self, _port: PortKey, batch: Box<DatagramBatch>) -> Option<Box<DatagramBatch>> {
+        Some(batch)
     }
 
     fn take_datagram(&mut self, _port: PortKey) -> Option<Datagram<'_>> {

@@ -41,7 +41,7 @@ use self::{
     wait::{Recent, Wait},
     watching::Watching,
 };
-use super::{Datagram, DatagramsSent, Event, Proactor, Sent, Sockets};
+use super::{Datagram, DatagramBatch, Event, Proactor, Sent, Sockets};
 use crate::{
     error::Error,
     id::{ConnId, PortKey, WatchKey},
@@ -49,7 +49,7 @@ use crate::{
     options::{Tier, UringOptions, WaitPolicy},
     output::Batch,
     stats::{Counters, Syscall},
-    sys::{self, DatagramSocket, Datagrams, Name, Reserve, Socket, Waker},
+    sys::{self, DatagramSocket, Name, Reserve, Socket, Waker},
 };
 
 pub(crate) use prove::prove;
@@ -387,8 +387,8 @@ impl Proactor for Uring {
         self.datagrams.open(&mut self.io, port, socket, max_packet_size);
     }
 
-    fn send_datagrams(&mut self, port: PortKey, datagrams: Datagrams) -> Option<DatagramsSent> {
-        self.datagrams.send(&mut self.io, port, datagrams)
+    fn send_datagrams(&mut self, port: PortKey, batch: Box<DatagramBatch>) -> Option<Box<DatagramBatch>> {
+        self.datagrams.send(&mut self.io, port, batch)
     }
 
     fn take_datagram(&mut self, _port: PortKey) -> Option<Datagram<'_>> {

@@ -1,10 +1,10 @@
 //! Ports for datagrams of a loop: opening, telling, sending, closing.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use super::EventLoop;
 use crate::{
-    backend::{Datagram, DatagramsSent},
+    backend::{Datagram, DatagramBatch},
     datagram_host::{DatagramEvent, OpenDatagrams},
     driver::tell_done,
     error::{Errno, Error},
@@ -14,17 +14,18 @@ use crate::{
     protocol::ErasedCall,
     reactor::Reactor,
     stats::Count,
-    sys::Datagrams,
 };
 
 /// The ports that are open.
 #[derive(Default)]
 pub(super) struct DatagramPorts {
-    open: HashMap<PortKey, Entry>,
+    /// By a tree, since the few ports there mostly are lie in one node: no other table finds one as quickly.
+    open: BTreeMap<PortKey, Entry>,
     /// Those that have something to send, or are to be closed.
     dirty: Vec<PortKey>,
     /// Kept, so that none is made with every turn.
-    spare: Vec<Datagrams>,
+    #[allow(clippy::vec_box)] // They travel as boxes.
+    spare: Vec<Box<DatagramBatch>>,
 }
 
 struct Entry {
@@ -67,16 +68,17 @@ impl DatagramPorts {
         self.visit(port, |entry| entry.served.failed(reactor, errno));
     }
 
-    pub(super) fn sent(&mut self, reactor: &Reactor, port: PortKey, sent: DatagramsSent) {
-        let DatagramsSent { mut datagrams, failed } = sent;
+    pub(super) fn sent(&mut self, reactor: &Reactor, port: PortKey, mut sent: Box<DatagramBatch>) {
+        let DatagramBatch { datagrams, failed } = &mut *sent;
         let gone = datagrams.len() - failed.len();
         reactor.core.counters.add(Count::DatagramsSent, gone as u64);
         self.visit(port, |entry| {
             entry.sending = false;
-            entry.served.sent(reactor, &datagrams, &failed);
+            entry.served.sent(reactor, datagrams, failed);
         });
         datagrams.clear();
-        self.spare.push(datagrams);
+        failed.clear();
+        self.spare.push(sent);
     }
 
     /// Closes a port once it has sent what it has.
@@ -125,8 +127,9 @@ impl EventLoop {
             entry.dirty = false;
             if entry.served.has_outgoing() {
                 entry.sending = true;
-                let outgoing = entry.served.take_outgoing(spare.pop().unwrap_or_default());
-                if let Some(sent) = self.backend.send_datagrams(key, outgoing) {
+                let mut batch = spare.pop().unwrap_or_default();
+                entry.served.swap_outgoing(&mut batch.datagrams);
+                if let Some(sent) = self.backend.send_datagrams(key, batch) {
                     self.datagrams.sent(&self.reactor, key, sent);
                 }
             }

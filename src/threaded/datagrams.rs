@@ -223,7 +223,8 @@ impl Serving {
         if !self.served.has_outgoing() {
             return;
         }
-        let mut outgoing = self.served.take_outgoing(std::mem::take(&mut self.spare));
+        let mut outgoing = std::mem::take(&mut self.spare);
+        self.served.swap_outgoing(&mut outgoing);
         let failed = self.served.socket().send(&outgoing, || self.counters.call(Syscall::Sendmmsg));
         self.counters.add(Count::DatagramsSent, (outgoing.len() - failed.len()) as u64);
         self.served.sent(&self.shared.reactor, &outgoing, &failed);

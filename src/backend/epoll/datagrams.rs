@@ -1,21 +1,21 @@
 //! Ports for datagrams: level-triggered, many datagrams to a call, one call a port and turn.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use nix::sys::epoll::EpollEvent;
 
 use crate::{
-    backend::{Datagram, DatagramsSent, Event},
+    backend::{Datagram, DatagramBatch, Event},
     error::Errno,
     id::PortKey,
     stats::{Counters, Syscall},
-    sys::{DatagramSocket, Datagrams, Inbox},
+    sys::{DatagramSocket, Inbox},
 };
 
 /// The ports, each with what it has received and not told yet.
 #[derive(Default)]
 pub(super) struct DatagramPorts {
-    open: HashMap<PortKey, (Arc<DatagramSocket>, Inbox)>,
+    open: BTreeMap<PortKey, (Arc<DatagramSocket>, Inbox)>,
     /// The port whose inbox is being told.
     telling: Option<PortKey>,
 }
@@ -58,11 +58,16 @@ impl DatagramPorts {
         self.open.get_mut(&port)?.1.take()
     }
 
-    pub(super) fn send(&self, port: PortKey, datagrams: Datagrams, counters: &Counters) -> DatagramsSent {
-        let send = |(socket, _): &(Arc<DatagramSocket>, _)| {
-            socket.send(&datagrams, || counters.call(Syscall::Sendmmsg))
-        };
-        let failed = self.open.get(&port).map(send).unwrap_or_default();
-        DatagramsSent { datagrams, failed }
+    /// Sends these. Gives them back, with those that failed.
+    pub(super) fn send(
+        &self,
+        port: PortKey,
+        mut batch: Box<DatagramBatch>,
+        counters: &Counters,
+    ) -> Box<DatagramBatch> {
+        if let Some((socket, _)) = self.open.get(&port) {
+            batch.failed = socket.send(&batch.datagrams, || counters.call(Syscall::Sendmmsg));
+        }
+        batch
     }
 }

@@ -1,7 +1,7 @@
 //! Ports for datagrams: a receive that stays armed and takes a buffer of the port's own for each datagram, and sends
 //! that are tried without waiting, as those of connections are.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use io_uring::{
     opcode,
@@ -11,12 +11,12 @@ use io_uring::{
 use super::{Found, Io, Kind, buffers::Group, entries::send_to_entry, ring::Completion};
 use crate::{
     address::Address,
-    backend::{Datagram, DatagramsSent, Event},
+    backend::{Datagram, DatagramBatch, Event},
     error::Errno,
     id::PortKey,
     options::Tier,
     stats::Syscall,
-    sys::{DatagramSocket, Datagrams, address_from, send_header},
+    sys::{DatagramSocket, address_from, send_header},
 };
 
 /// Datagrams that a port can have received and not told yet.
@@ -30,7 +30,7 @@ const NAME_BYTES: u32 = size_of::<libc::sockaddr_storage>() as u32;
 /// The ports that are open.
 #[derive(Default)]
 pub(super) struct DatagramPorts {
-    open: HashMap<PortKey, DatagramPort>,
+    open: BTreeMap<PortKey, DatagramPort>,
     /// What was told last, whose buffer is the kernel's again after that.
     lent: Option<(PortKey, Arrived)>,
     rearm: Vec<PortKey>,
@@ -45,7 +45,7 @@ struct DatagramPort {
     armed: bool,
     ending: bool,
     /// What the kernel reads while it sends.
-    sending: Option<DatagramsSent>,
+    sending: Option<Box<DatagramBatch>>,
     max_packet_size: usize,
 }
 
@@ -219,17 +219,19 @@ impl DatagramPorts {
         }
     }
 
-    /// Sends these, unless others are still on their way.
-    pub(super) fn send(&mut self, io: &mut Io, port: PortKey, datagrams: Datagrams) -> Option<DatagramsSent> {
-        let Some(open) = self.open.get_mut(&port) else {
-            return Some(DatagramsSent { datagrams, failed: Vec::new() });
-        };
+    /// Sends these, unless others are still on their way. Gives them back if nothing of them is left to the kernel.
+    pub(super) fn send(
+        &mut self,
+        io: &mut Io,
+        port: PortKey,
+        mut batch: Box<DatagramBatch>,
+    ) -> Option<Box<DatagramBatch>> {
+        let Some(open) = self.open.get_mut(&port) else { return Some(batch) };
         if !sends_to_names(io.tier) {
-            let failed = open.socket.send(&datagrams, || io.counters.call(Syscall::Sendmmsg));
-            return Some(DatagramsSent { datagrams, failed });
+            batch.failed = open.socket.send(&batch.datagrams, || io.counters.call(Syscall::Sendmmsg));
+            return Some(batch);
         }
-        let DatagramsSent { datagrams, .. } =
-            open.sending.insert(DatagramsSent { datagrams, failed: Vec::new() });
+        let datagrams = &open.sending.insert(batch).datagrams;
         let fd = types::Fd(open.socket.as_raw_fd());
         for at in 0..datagrams.len() {
             let (data, to) = datagrams.get(at);
@@ -254,7 +256,6 @@ impl DatagramPorts {
         for port in std::mem::take(&mut io.tried_datagrams) {
             let sending = self.open.get_mut(&port).and_then(|open| open.sending.take());
             if let Some(sent) = sending {
-                let sent = Box::new(sent);
                 io.ready.push_back(Event::DatagramsSent { port, sent });
             }
             self.close_if_idle(io, port);
