@@ -1,4 +1,4 @@
-//! In the steady state a message costs no heap allocation, on io_uring and on epoll.
+//! In the steady state a message costs no heap allocation, on io_uring and on epoll, and neither does a datagram.
 //!
 //! The allocator of this program counts what the reactor's thread allocates, and nothing else.
 
@@ -7,7 +7,7 @@ use std::{
     backtrace::Backtrace,
     cell::Cell,
     io::{Read, Write as _},
-    net::{Ipv4Addr, TcpStream},
+    net::{Ipv4Addr, TcpStream, UdpSocket},
     sync::{
         Arc, Barrier, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use ringspun::{Backend, Cx, Protocol, Reactor, ReactorHandle, Serve};
+use ringspun::{Address, Backend, Cx, DatagramCx, DatagramProtocol, Protocol, Reactor, ReactorHandle, Serve};
 
 const CONNECTIONS: usize = 50;
 const MESSAGE: &[u8; 64] = &[b'm'; 64];
@@ -25,20 +25,28 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 #[test]
 fn no_message_costs_an_allocation_on_io_uring() {
-    let (counted, counter) = steady_state(Backend::IoUring, || Echo);
-    assert_steady(counted, counter);
+    assert_steady(steady_state(Backend::IoUring, listen_tcp(|| Echo), connect));
 }
 
 #[test]
 fn no_message_costs_an_allocation_on_epoll() {
-    let (counted, counter) = steady_state(Backend::Epoll, || Echo);
-    assert_steady(counted, counter);
+    assert_steady(steady_state(Backend::Epoll, listen_tcp(|| Echo), connect));
+}
+
+#[test]
+fn no_datagram_costs_an_allocation_on_io_uring() {
+    assert_steady(steady_state(Backend::IoUring, listen_udp, connect_udp));
+}
+
+#[test]
+fn no_datagram_costs_an_allocation_on_epoll() {
+    assert_steady(steady_state(Backend::Epoll, listen_udp, connect_udp));
 }
 
 /// The measurement itself is worth something only if it sees an allocation where there is one.
 #[test]
 fn a_protocol_that_allocates_is_seen() {
-    let (counted, counter) = steady_state(Backend::Epoll, || WastefulEcho);
+    let (counted, counter) = steady_state(Backend::Epoll, listen_tcp(|| WastefulEcho), connect);
     assert_eq!(counted, [20_000, 40_000]);
     assert!(counter.first().contains("WastefulEcho"), "{}", counter.first());
 }
@@ -51,6 +59,12 @@ impl<F> Protocol<F> for Echo {
     }
 }
 
+impl DatagramProtocol for Echo {
+    fn datagram_received(&mut self, cx: &mut DatagramCx<'_, Self>, data: &[u8], from: &Address) {
+        cx.transport.write(data, from).unwrap();
+    }
+}
+
 struct WastefulEcho;
 
 impl<F> Protocol<F> for WastefulEcho {
@@ -60,19 +74,20 @@ impl<F> Protocol<F> for WastefulEcho {
 }
 
 /// Whether nothing was allocated, but for what a loop that is stalled at an unlucky moment needs once: a second batch for some connection.
-fn assert_steady(counted: [u64; 2], counter: &Counter) {
+fn assert_steady((counted, counter): ([u64; 2], &Counter)) {
     let once = counted.contains(&0) && counted.iter().sum::<u64>() <= CONNECTIONS as u64;
     assert!(once, "{counted:?}; the first was made at\n{}", counter.first());
 }
 
 /// What the reactor's thread allocates over 20,000 and over another 40,000 echoed messages.
-fn steady_state<P>(backend: Backend, build: fn() -> P) -> ([u64; 2], &'static Counter)
-where
-    P: Protocol<Serve<fn() -> P>>,
-{
+fn steady_state<C: Client>(
+    backend: Backend,
+    listen: impl FnOnce(&Reactor) -> u16,
+    connect: fn(u16) -> C,
+) -> ([u64; 2], &'static Counter) {
     let counter: &'static Counter = Box::leak(Box::default());
     let reactor = Reactor::builder().backend(backend).signals(false).build().unwrap();
-    let port = reactor.listen_tcp(("127.0.0.1", 0), Serve(build)).unwrap().get_host().port().unwrap();
+    let port = listen(&reactor);
     let handle = reactor.handle();
     let running = thread::spawn(move || {
         COUNTER.set(Some(counter));
@@ -94,6 +109,58 @@ where
     (counted, counter)
 }
 
+fn listen_tcp<P>(build: fn() -> P) -> impl FnOnce(&Reactor) -> u16
+where
+    P: Protocol<Serve<fn() -> P>>,
+{
+    move |reactor| {
+        let port = reactor.listen_tcp(("127.0.0.1", 0), Serve(build)).unwrap();
+        port.get_host().port().unwrap()
+    }
+}
+
+fn listen_udp(reactor: &Reactor) -> u16 {
+    reactor.listen_udp(("127.0.0.1", 0), Echo).unwrap().get_host().port().unwrap()
+}
+
+/// One end of a conversation in messages.
+trait Client {
+    fn ask(&mut self);
+
+    fn answer(&mut self) -> [u8; MESSAGE.len()];
+}
+
+impl Client for TcpStream {
+    fn ask(&mut self) {
+        self.write_all(MESSAGE).unwrap();
+    }
+
+    fn answer(&mut self) -> [u8; MESSAGE.len()] {
+        let mut answer = [0; MESSAGE.len()];
+        self.read_exact(&mut answer).unwrap();
+        answer
+    }
+}
+
+impl Client for UdpSocket {
+    fn ask(&mut self) {
+        self.send(MESSAGE).unwrap();
+    }
+
+    fn answer(&mut self) -> [u8; MESSAGE.len()] {
+        let mut answer = [0; MESSAGE.len()];
+        assert_eq!(self.recv(&mut answer).unwrap(), MESSAGE.len());
+        answer
+    }
+}
+
+fn connect_udp(port: u16) -> UdpSocket {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    socket.connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+    socket.set_read_timeout(Some(LIMIT)).unwrap();
+    socket
+}
+
 fn connect(port: u16) -> TcpStream {
     let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
     stream.set_read_timeout(Some(LIMIT)).unwrap();
@@ -103,7 +170,7 @@ fn connect(port: u16) -> TcpStream {
 
 /// Every buffer and list of the reactor grows to what it will ever need: it is held until all
 /// clients have written, so that it meets all of their messages in one turn.
-fn warm_up(handle: &ReactorHandle, clients: &mut [TcpStream]) {
+fn warm_up(handle: &ReactorHandle, clients: &mut [impl Client]) {
     for _ in 0..8 {
         let (held, written) = (Arc::new(Barrier::new(2)), Arc::new(Barrier::new(2)));
         let (holding, until) = (Arc::clone(&held), Arc::clone(&written));
@@ -124,22 +191,20 @@ fn warm_up(handle: &ReactorHandle, clients: &mut [TcpStream]) {
     exchange(clients, 1);
 }
 
-fn exchange(clients: &mut [TcpStream], rounds: usize) {
+fn exchange(clients: &mut [impl Client], rounds: usize) {
     for _ in 0..rounds {
         ask(clients);
         answers(clients);
     }
 }
 
-fn ask(clients: &mut [TcpStream]) {
-    clients.iter_mut().for_each(|client| client.write_all(MESSAGE).unwrap());
+fn ask(clients: &mut [impl Client]) {
+    clients.iter_mut().for_each(Client::ask);
 }
 
-fn answers(clients: &mut [TcpStream]) {
+fn answers(clients: &mut [impl Client]) {
     for client in clients {
-        let mut answer = [0; MESSAGE.len()];
-        client.read_exact(&mut answer).unwrap();
-        assert_eq!(&answer, MESSAGE);
+        assert_eq!(&client.answer(), MESSAGE);
     }
 }
 

@@ -253,13 +253,15 @@ impl DatagramPorts {
                 sending.failed.push((at.into(), errno));
             }
         }
-        for port in std::mem::take(&mut io.tried_datagrams) {
+        let mut tried = std::mem::take(&mut io.tried_datagrams);
+        for port in tried.drain(..) {
             let sending = self.open.get_mut(&port).and_then(|open| open.sending.take());
             if let Some(sent) = sending {
                 io.ready.push_back(Event::DatagramsSent { port, sent });
             }
             self.close_if_idle(io, port);
         }
+        io.tried_datagrams = tried;
     }
 
     pub(super) fn close(&mut self, io: &mut Io, port: PortKey) {
