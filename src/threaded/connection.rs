@@ -40,7 +40,7 @@ use crate::{
     host::{Env, ProtocolEvent, caught, drop_quietly, tell_filters_lost},
     id::{ConnId, HostKey},
     limits::Limits,
-    output::{Batch, Pool},
+    output::{Batch, Pool, Write},
     producer,
     reason::{Loss, Reason},
     stats::Count,
@@ -384,6 +384,7 @@ impl ThreadConnection {
     }
 
     /// Keeps the main thread's note of the deadline as the connection wants it.
+    #[inline]
     fn mind_deadline(&self, state: &mut State) {
         let wanted = state.connection.deadline();
         match (wanted, state.deadline) {
@@ -424,8 +425,11 @@ impl ThreadConnection {
                 (Ok(0), Some(errno)) => Err(errno),
                 (received, _) => received,
             };
-            let descriptors = rights.as_mut().map(|rights| rights.take()).unwrap_or_default();
-            state = self.arrived(duty, received.map(|n| &buffer[..n]), descriptors);
+            state = self.take_baton();
+            if let Some(rights) = &mut rights {
+                state.descriptors.extend(rights.take());
+            }
+            state = self.arrived(state, duty, received.map(|n| &buffer[..n]));
             if received == Ok(buffer.len()) && buffer.len() < BUFFER_BYTES_MAX {
                 buffer = vec![0; 2 * buffer.len()];
             }
@@ -457,15 +461,13 @@ impl ThreadConnection {
         }
     }
 
-    /// Takes the baton, and what came from the kernel.
-    fn arrived(
-        &self,
+    /// Takes what came from the kernel; descriptors first.
+    fn arrived<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
         duty: &mut Duty,
         received: Result<&[u8], Errno>,
-        descriptors: Vec<OwnedFd>,
-    ) -> MutexGuard<'_, State> {
-        let mut state = self.take_baton();
-        state.descriptors.extend(descriptors);
+    ) -> MutexGuard<'a, State> {
         while let Some(descriptor) = state.next_descriptor() {
             state = self.tell(state, duty, ProtocolEvent::Descriptor(descriptor));
         }
@@ -526,9 +528,22 @@ impl ThreadConnection {
 }
 
 impl State {
+    /// Takes a copy of `data` to be sent, and says whether that passes the budget of all.
+    #[inline(always)]
+    pub(super) fn write(&mut self, limits: &Limits, data: &[u8]) -> (Write, bool) {
+        let answer = self.connection.write(&mut self.pool, limits, data);
+        (answer, self.pool.take_passed())
+    }
+
     /// The next descriptor to be told, if anything may be told now.
+    #[inline]
     fn next_descriptor(&mut self) -> Option<OwnedFd> {
-        if !self.descriptors.is_empty() && !self.connection.is_open() {
+        if self.descriptors.is_empty() { None } else { self.next_of_descriptors() }
+    }
+
+    #[cold]
+    fn next_of_descriptors(&mut self) -> Option<OwnedFd> {
+        if !self.connection.is_open() {
             self.descriptors.clear();
         }
         if self.connection.is_delivering() { self.descriptors.pop_front() } else { None }

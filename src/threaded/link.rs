@@ -34,6 +34,12 @@ impl<'a> ThreadLink<'a> {
         let other: Arc<ThreadConnection> = self.shared.table.get(id)?;
         Some(act(&other))
     }
+
+    /// What a write comes to, now that it has passed the budget of all or has not.
+    fn appended(&mut self, id: ConnId, answer: Write, passed: bool) -> Write {
+        let ended = passed && self.shared.end_fullest(id, self.duty);
+        if ended { Write::Closed } else { answer }
+    }
 }
 
 impl Link for ThreadLink<'_> {
@@ -56,8 +62,16 @@ impl Link for ThreadLink<'_> {
             answer = append(Visited { connection, pool, limits });
             passed = pool.take_passed();
         });
-        let ended = passed && self.shared.end_fullest(id, self.duty);
-        if ended { Write::Closed } else { answer }
+        self.appended(id, answer, passed)
+    }
+
+    fn write(&mut self, id: ConnId, data: &[u8]) -> Write {
+        // The usual way is a short one: to its own connection.
+        if let Some(own) = self.own.filter(|own| own.id() == id) {
+            let (answer, passed) = own.lock().write(self.shared.limits(), data);
+            return self.appended(id, answer, passed);
+        }
+        self.append(id, &mut |Visited { connection, pool, limits }| connection.write(pool, limits, data))
     }
 
     /// What `fill` does is the user's business, so it runs before the lock is taken.
