@@ -71,6 +71,19 @@ struct Slot {
     gone: usize,
 }
 
+impl Slot {
+    /// Learns what a receive into so much room came to, and answers whether there may be more. One that was cut is short because
+    /// of something else than that there was no more.
+    #[inline]
+    fn learn(&mut self, outcome: Result<usize, Errno>, room: usize, cut: bool) -> bool {
+        self.readable = match outcome {
+            Ok(len) => len == room || ((self.hung_up | self.urgent | cut) && len > 0),
+            Err(errno) => errno.raw() == libc::EINTR,
+        };
+        self.readable
+    }
+}
+
 /// An event, without the loan of its data.
 enum Found {
     Data { id: ConnId, len: usize },
@@ -90,7 +103,7 @@ struct Io {
     /// The port that accepts now, and how many more it may.
     accepting: Option<(PortKey, u32)>,
     /// Data that is to be told after its descriptors.
-    behind: Option<Found>,
+    behind: Option<(ConnId, usize)>,
     rights: Box<RightsInbox>,
     reserve: Reserve,
     counters: Arc<Counters>,
@@ -150,8 +163,8 @@ impl EpollLoop {
             if let Some(event) = self.io.ready.pop_front().or_else(|| self.io.accept_next()) {
                 return Some(Found::Other(event));
             }
-            if let Some(found) = self.io.behind.take() {
-                return Some(found);
+            if let Some((id, len)) = self.io.behind.take() {
+                return Some(Found::Data { id, len });
             }
             if let Some(event) = self.datagrams.next_event() {
                 return Some(Found::Other(event));
@@ -410,32 +423,42 @@ impl Io {
 
     /// Receives once, if the connection wants it and may have something.
     fn receive(&mut self, id: ConnId, buffer: &mut [u8]) -> Option<Found> {
-        let Self { slots, rights: inbox, .. } = self;
-        let slot = slots.get_mut(id.slot())?.as_mut().filter(|slot| slot.id == id)?;
+        let slot = self.slots.get_mut(id.slot())?.as_mut().filter(|slot| slot.id == id)?;
         if !slot.reading || !slot.readable || slot.queued {
             return None;
         }
-        let (rights, unix) = (slot.rights, slot.unix);
-        let outcome = match (rights, unix) {
-            (true, _) => inbox.receive(slot.socket.as_fd(), buffer),
-            (_, true) => inbox.receive_bytes(slot.socket.as_fd(), buffer),
-            _ => sys::receive(slot.socket.as_fd(), buffer),
-        };
-        let cut = unix && inbox.ended_at_descriptor();
-        let more = match outcome {
-            Ok(len) => len == buffer.len() || ((slot.hung_up | slot.urgent | cut) && len > 0),
-            Err(errno) => errno.raw() == libc::EINTR,
-        };
-        slot.readable = more;
+        if slot.unix | slot.rights {
+            return self.receive_message(id, buffer);
+        }
+        let outcome = sys::receive(slot.socket.as_fd(), buffer);
+        let more = slot.learn(outcome, buffer.len(), false);
+        self.received(id, outcome, more)
+    }
+
+    /// The same where descriptors may come along: those whom the protocol wants are told first.
+    fn receive_message(&mut self, id: ConnId, buffer: &mut [u8]) -> Option<Found> {
+        let Self { slots, rights: inbox, .. } = self;
+        let slot = slots.get_mut(id.slot())?.as_mut()?;
+        let wanted = slot.rights;
+        let fd = slot.socket.as_fd();
+        let outcome = if wanted { inbox.receive(fd, buffer) } else { inbox.receive_bytes(fd, buffer) };
+        let cut = slot.unix && inbox.ended_at_descriptor();
+        let more = slot.learn(outcome, buffer.len(), cut);
+        let descriptors = if wanted { inbox.take() } else { Vec::new() };
+        match self.received(id, outcome, more) {
+            Some(Found::Data { id, len }) if !descriptors.is_empty() => {
+                self.behind = Some((id, len));
+                Some(Found::Other(Event::Descriptors { id, descriptors }))
+            }
+            found => found,
+        }
+    }
+
+    fn received(&mut self, id: ConnId, outcome: Result<usize, Errno>, more: bool) -> Option<Found> {
         if more {
             self.read_again(id);
         }
         self.counters.call(Syscall::Recv);
-        let descriptors = if rights { self.rights.take() } else { Vec::new() };
-        if let (Ok(len @ 1..), false) = (outcome, descriptors.is_empty()) {
-            self.behind = Some(Found::Data { id, len });
-            return Some(Found::Other(Event::Descriptors { id, descriptors }));
-        }
         match outcome.map_err(Errno::raw) {
             Ok(0) => Some(Found::Other(Event::End { id, errno: None })),
             Ok(len) => Some(Found::Data { id, len }),
