@@ -65,7 +65,8 @@ pub enum Tier {
     Full,
     /// Linux 6.1: deferred task work (`IORING_SETUP_DEFER_TASKRUN`).
     Defer,
-    /// Linux 6.0: cooperative task work (`IORING_SETUP_COOP_TASKRUN`).
+    /// Linux 6.0: cooperative task work (`IORING_SETUP_COOP_TASKRUN`). Receives from connections end with each piece, and
+    /// datagrams are sent by `sendmmsg(2)`.
     Coop,
 }
 
@@ -158,7 +159,7 @@ impl UringOptions {
         self
     }
 
-    /// Whether accept and receive stay armed until the kernel ends them.
+    /// Whether accept and receive stay armed until the kernel ends them; see the field of that name.
     pub fn multishot(mut self, multishot: bool) -> Self {
         self.multishot = multishot;
         self

@@ -1,4 +1,4 @@
-//! The io_uring backend: multishot accept and receive into shared buffers, one send in flight a
+//! The io_uring backend: multishot accept and, but on Linux 6.0, receive into shared buffers, one send in flight a
 //! connection, one enter a turn.
 //!
 //! A slot (the place of a [`ConnId`]) is free again only when no operation of it is in flight, and
@@ -34,7 +34,7 @@ use self::{
     buffers::{Buffer, Buffers},
     datagrams::DatagramPorts,
     entries::{Message, close_entry},
-    receiving::Receiving,
+    receiving::{Receiving, receives_may_stay_armed},
     rights::MessageInbox,
     ring::{Completion, Ring},
     sending::Sending,
@@ -208,7 +208,10 @@ struct Io {
     behind: Option<Found>,
     direct: bool,
     multishot: bool,
-    tier: Tier,
+    /// Receives from connections stay armed.
+    armed_receives: bool,
+    /// A send can say whom it is for.
+    sends_to_names: bool,
     reserve: Reserve,
     waker: Arc<Waker>,
     waker_armed: bool,
@@ -273,7 +276,9 @@ impl Uring {
             behind: None,
             direct: options.direct,
             multishot: options.multishot,
-            tier,
+            armed_receives: options.multishot && receives_may_stay_armed(tier),
+            // As rings with deferred task work, it is there since Linux 6.1.
+            sends_to_names: tier != Tier::Coop,
             reserve: Reserve::new(),
             waker,
             waker_armed: false,

@@ -177,9 +177,14 @@ impl DatagramSocket {
         if self.family == AddressFamily::Unix { UNIX_RECEIVE_MAX } else { usize::from(u16::MAX) }
     }
 
-    /// Sends all of these. Answers the places of those that the kernel did not take, and why.
-    pub(crate) fn send(&self, datagrams: &Datagrams, mut count_call: impl FnMut()) -> Vec<(u32, Errno)> {
-        let (mut from, mut failed) = (0, Vec::new());
+    /// Sends all of these, and appends the places of those that the kernel did not take, and why.
+    pub(crate) fn send(
+        &self,
+        datagrams: &Datagrams,
+        failed: &mut Vec<(u32, Errno)>,
+        mut count_call: impl FnMut(),
+    ) {
+        let mut from = 0;
         while from < datagrams.len() {
             count_call();
             match self.send_some(datagrams, from) {
@@ -188,7 +193,7 @@ impl DatagramSocket {
                 // The socket itself is full, and not only the queue of one peer.
                 Err(NixErrno::EAGAIN) if self.family != AddressFamily::Unix => {
                     failed.extend((from..datagrams.len()).map(|at| (at as u32, NixErrno::EAGAIN.into())));
-                    break;
+                    return;
                 }
                 Err(errno) => {
                     failed.push((from as u32, errno.into()));
@@ -196,7 +201,6 @@ impl DatagramSocket {
                 }
             }
         }
-        failed
     }
 
     fn send_some(&self, datagrams: &Datagrams, from: usize) -> Result<usize, NixErrno> {

@@ -425,9 +425,11 @@ impl ThreadConnection {
                 (Ok(0), Some(errno)) => Err(errno),
                 (received, _) => received,
             };
+            // What cannot be taken is logged, and so not under the lock.
+            let descriptors = rights.as_mut().map(|rights| rights.take());
             state = self.take_baton();
-            if let Some(rights) = &mut rights {
-                state.descriptors.extend(rights.take());
+            if let Some(descriptors) = descriptors {
+                state.descriptors.extend(descriptors);
             }
             state = self.arrived(state, duty, received.map(|n| &buffer[..n]));
             if received == Ok(buffer.len()) && buffer.len() < BUFFER_BYTES_MAX {
@@ -529,7 +531,7 @@ impl ThreadConnection {
 
 impl State {
     /// Takes a copy of `data` to be sent, and says whether that passes the budget of all.
-    #[inline(always)]
+    #[inline]
     pub(super) fn write(&mut self, limits: &Limits, data: &[u8]) -> (Write, bool) {
         let answer = self.connection.write(&mut self.pool, limits, data);
         (answer, self.pool.take_passed())
@@ -538,11 +540,11 @@ impl State {
     /// The next descriptor to be told, if anything may be told now.
     #[inline]
     fn next_descriptor(&mut self) -> Option<OwnedFd> {
-        if self.descriptors.is_empty() { None } else { self.next_of_descriptors() }
+        if self.descriptors.is_empty() { None } else { self.next_descriptor_if_open() }
     }
 
     #[cold]
-    fn next_of_descriptors(&mut self) -> Option<OwnedFd> {
+    fn next_descriptor_if_open(&mut self) -> Option<OwnedFd> {
         if !self.connection.is_open() {
             self.descriptors.clear();
         }

@@ -225,7 +225,8 @@ impl Serving {
         }
         let mut outgoing = std::mem::take(&mut self.spare);
         self.served.swap_outgoing(&mut outgoing);
-        let failed = self.served.socket().send(&outgoing, || self.counters.call(Syscall::Sendmmsg));
+        let mut failed = Vec::new();
+        self.served.socket().send(&outgoing, &mut failed, || self.counters.call(Syscall::Sendmmsg));
         self.counters.add(Count::DatagramsSent, (outgoing.len() - failed.len()) as u64);
         self.served.sent(&self.shared.reactor, &outgoing, &failed);
         outgoing.clear();

@@ -65,7 +65,6 @@ struct Shared {
 /// The ring of one cell. A connection is put away only once all its operations have completed, so no
 /// completion can come for the slot's next one.
 pub(super) struct Ring {
-    // Dropped first: the ring must be gone before the memory it was told of.
     uring: IoUring,
     shared: ManuallyDrop<Shared>,
     single_receives: bool,
@@ -188,13 +187,15 @@ impl Ring {
 
     /// Ends every operation and takes its completion, so that nothing is left to the kernel.
     fn settle(&mut self) -> io::Result<()> {
-        // A shut-down socket completes its own operations. A cancellation of everything would search
-        // all of them for each one that ends.
-        for socket in self.shared.slots.iter().filter_map(|slot| slot.socket.as_ref()) {
-            // It fails if the connection is gone, which ends its operations as well.
-            let _ = socket::shutdown(socket.as_raw_fd(), Shutdown::Both);
+        // A cancellation of everything searches all operations for each one that ends. A socket of a stream that is
+        // shut down completes its own.
+        if self.shutdown_ends {
+            for socket in self.shared.slots.iter().filter_map(|slot| slot.socket.as_ref()) {
+                // It fails if the connection is gone, which ends its operations as well.
+                let _ = socket::shutdown(socket.as_raw_fd(), Shutdown::Both);
+            }
+            self.reap(TEARDOWN)?;
         }
-        self.reap(if self.shutdown_ends { TEARDOWN } else { Duration::ZERO })?;
         if self.in_flight > 0 {
             let cancel = opcode::AsyncCancel2::new(CancelBuilder::any()).build();
             self.push(CANCEL, 0, cancel);

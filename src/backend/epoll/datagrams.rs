@@ -66,7 +66,8 @@ impl DatagramPorts {
         counters: &Counters,
     ) -> Box<DatagramBatch> {
         if let Some((socket, _)) = self.open.get(&port) {
-            batch.failed = socket.send(&batch.datagrams, || counters.call(Syscall::Sendmmsg));
+            let DatagramBatch { datagrams, failed } = &mut *batch;
+            socket.send(datagrams, failed, || counters.call(Syscall::Sendmmsg));
         }
         batch
     }

@@ -1,5 +1,6 @@
 //! Ports for datagrams: a receive that stays armed and takes a buffer of the port's own for each datagram, and sends
-//! that are tried without waiting, as those of connections are.
+//! that are tried without waiting, as those of connections are. Rings of Linux 6.0 do not know whom a send is for, so there
+//! they are made by `sendmmsg(2)`.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -14,7 +15,6 @@ use crate::{
     backend::{Datagram, DatagramBatch, Event},
     error::Errno,
     id::PortKey,
-    options::Tier,
     stats::Syscall,
     sys::{DatagramSocket, address_from, send_header},
 };
@@ -68,11 +68,6 @@ struct Once {
 struct Arrived {
     len: u32,
     buffer: Option<u16>,
-}
-
-/// Whether a send in a ring of this tier can say whom it is for, as it can since Linux 6.1.
-fn sends_to_names(tier: Tier) -> bool {
-    tier != Tier::Coop
 }
 
 impl Receiving {
@@ -227,8 +222,9 @@ impl DatagramPorts {
         mut batch: Box<DatagramBatch>,
     ) -> Option<Box<DatagramBatch>> {
         let Some(open) = self.open.get_mut(&port) else { return Some(batch) };
-        if !sends_to_names(io.tier) {
-            batch.failed = open.socket.send(&batch.datagrams, || io.counters.call(Syscall::Sendmmsg));
+        if !io.sends_to_names {
+            let DatagramBatch { datagrams, failed } = &mut *batch;
+            open.socket.send(datagrams, failed, || io.counters.call(Syscall::Sendmmsg));
             return Some(batch);
         }
         let datagrams = &open.sending.insert(batch).datagrams;

@@ -37,8 +37,8 @@ pub(super) fn receive_entry(fd: impl Target, group: u16, once: Option<u32>) -> s
     }
 }
 
-/// The send of a datagram, to this name or to whom its socket is connected. A header of its own for each, as `sendmsg` wants
-/// it, cost the kernel 4 % of a server's time.
+/// The send of a datagram, to this name or to whom its socket is connected. Without the header of its
+/// own that `sendmsg` wants for each (ARCHITECTURE).
 pub(super) fn send_to_entry(fd: types::Fd, data: &[u8], to: Option<&Name>) -> squeue::Entry {
     let send = opcode::Send::new(fd, data.as_ptr(), data.len() as u32)
         .flags(libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT);

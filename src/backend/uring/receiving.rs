@@ -77,7 +77,7 @@ impl Receiving {
 /// TCP answers `EAGAIN` before an urgent byte if a signal is pending, and task work that is not deferred counts as one. A
 /// receive that stays armed then waits for bytes beyond those that are there, which may never come. One that is
 /// armed anew looks again.
-fn may_stay_armed(tier: Tier) -> bool {
+pub(super) fn receives_may_stay_armed(tier: Tier) -> bool {
     tier != Tier::Coop
 }
 
@@ -118,11 +118,11 @@ impl Io {
     }
 
     fn arm_receive(&mut self, id: ConnId, buffers: &Buffers) {
-        let stays_armed = self.multishot && may_stay_armed(self.tier);
+        let armed_receives = self.armed_receives;
         let Some(slot) = self.slot(id).filter(|slot| slot.ending == Ending::No) else { return };
         let Some(socket) = &slot.socket else { return };
         let size = slot.receiving.size;
-        let once = (size == Size::Large || !stays_armed).then(|| buffers.bytes(size));
+        let once = (size == Size::Large || !armed_receives).then(|| buffers.bytes(size));
         let entry = match socket {
             Socket::Fd(fd) => receive_entry(types::Fd(fd.as_raw_fd()), size.group(), once),
             Socket::Direct(place) => receive_entry(types::Fixed(*place), size.group(), once),
