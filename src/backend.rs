@@ -116,6 +116,11 @@ pub(crate) trait Sockets {
         asked(|ask| self.lend(id, ask), sys::local_address).ok().flatten()
     }
 
+    /// Bytes of a connection that the kernel has taken and the peer's has not.
+    fn unacknowledged(&mut self, id: ConnId) -> usize {
+        asked(|ask| self.lend(id, ask), sys::unacknowledged).unwrap_or(0)
+    }
+
     /// Reads TCP_NODELAY, after setting it if `set` says so.
     fn no_delay(&mut self, id: ConnId, set: Option<bool>) -> io::Result<bool> {
         asked(|ask| self.lend(id, ask), |fd| sys::no_delay(fd, set))?

@@ -80,7 +80,8 @@ impl ReactorBuilder {
     /// otherwise. Ports close at once and nothing more is received. Each connection ends when all of its output has gone, or when the
     /// time is over, with [`Loss::Shutdown`](crate::Loss::Shutdown) either way; what has not gone is counted as
     /// [`Count::BytesUnsent`](crate::Count::BytesUnsent). What has gone arrives, unless the peer does not stop sending: more than
-    /// [`Limits::drain_max`](crate::Limits::drain_max) of that ends the connection with RST. To finish more than that, such as requests under way, [hold the stop](Reactor::hold_stop).
+    /// [`Limits::drain_max`](crate::Limits::drain_max) of that, or any of it after a cut, ends the connection with RST; so what its kernel has not
+    /// acknowledged by then is counted as [`Count::BytesUnacknowledged`](crate::Count::BytesUnacknowledged). To finish more than that, such as requests under way, [hold the stop](Reactor::hold_stop).
     pub fn drain_timeout(mut self, timeout: Duration) -> Self {
         self.config.drain_timeout = timeout;
         self

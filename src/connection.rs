@@ -141,6 +141,7 @@ struct Rare {
     clock: Option<Box<Clock>>,
     /// The reactor is being stopped, and waits no longer than until then.
     drain_until: Option<Instant>,
+    was_drained: bool,
 }
 
 impl Connection {
@@ -235,6 +236,7 @@ impl Connection {
         }
         let rare = self.rare();
         rare.drain_until = Some(until);
+        rare.was_drained = true;
         if open {
             rare.reason = Some(Reason::Lost(Loss::Shutdown));
         }
@@ -243,6 +245,11 @@ impl Connection {
     /// Whether it hands over the last of its output because the reactor is being stopped.
     pub fn is_draining(&self) -> bool {
         self.rare.as_ref().is_some_and(|rare| rare.drain_until.is_some())
+    }
+
+    /// Whether it did, also when that is over.
+    pub fn was_drained(&self) -> bool {
+        self.rare.as_ref().is_some_and(|rare| rare.was_drained)
     }
 
     /// `lose_write_connection`: hand over what was written, then FIN.

@@ -539,6 +539,10 @@ impl EventLoop {
                 entry.set_deadline(None);
                 self.deadlines.remove(deadline);
             }
+            if entry.connection.was_drained() {
+                let left = self.backend.sockets().unacknowledged(id);
+                self.counters.add(Count::BytesUnacknowledged, left as u64);
+            }
             self.backend.close(id, reset);
         }
     }

@@ -94,6 +94,9 @@ named! {
         BytesSent = "bytes_sent",
         /// Bytes written to connections that ended before the kernel took them.
         BytesUnsent = "bytes_unsent",
+        /// Bytes that the kernel had taken of connections that were drained at a stop, and that the peer's kernel had not
+        /// acknowledged when they ended. They arrive, unless the peer goes on sending.
+        BytesUnacknowledged = "bytes_unacknowledged",
         /// Waits of the loop.
         Waits = "waits",
         /// Completions (io_uring) or ready descriptors (epoll) that the waits gave.

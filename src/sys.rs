@@ -5,6 +5,7 @@ mod datagram;
 mod listener;
 mod name;
 mod rights;
+mod send_queue;
 pub(crate) mod watched_file;
 
 use std::{
@@ -37,6 +38,7 @@ pub(crate) use self::{
     listener::Listener,
     name::{Name, local_address, peer_address},
     rights::{RECEIVE_FLAGS, Rights, RightsInbox},
+    send_queue::unacknowledged,
 };
 
 /// A send takes at most this many pieces at once; the rest follows.

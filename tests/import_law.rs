@@ -91,6 +91,7 @@ const UNSAFE_FILES: &[&str] = &[
     "sys/datagram",
     "sys/listener",
     "sys/rights",
+    "sys/send_queue",
     "sys/watched_file",
     "signals",
     "backend/uring",

@@ -17,7 +17,7 @@
 
 use std::{
     collections::VecDeque,
-    os::fd::OwnedFd,
+    os::fd::{AsFd as _, OwnedFd},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering::SeqCst},
@@ -44,7 +44,7 @@ use crate::{
     producer,
     reason::{Loss, Reason},
     stats::Count,
-    sys::RightsInbox,
+    sys::{self, RightsInbox},
     timer::TimerKey,
     transport::Transport,
 };
@@ -510,7 +510,15 @@ impl ThreadConnection {
             (state.connection.reason(), timers, state.connection.take_filters())
         };
         self.wire.counters().add(loss_count(&reason), 1);
-        self.wire.counters().add(Count::BytesUnsent, self.lock().unsent() as u64);
+        let (unsent, drained) = {
+            let state = self.lock();
+            (state.unsent(), state.connection.was_drained())
+        };
+        self.wire.counters().add(Count::BytesUnsent, unsent as u64);
+        if drained {
+            let left = sys::unacknowledged(self.wire.as_fd());
+            self.wire.counters().add(Count::BytesUnacknowledged, left as u64);
+        }
         let mut state = self.tell(self.lock(), duty, ProtocolEvent::Lost(&reason));
         state.lost = true;
         let (set_while_told, mail) = (std::mem::take(&mut state.timers), std::mem::take(&mut state.mail));

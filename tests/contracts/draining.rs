@@ -22,6 +22,7 @@ use crate::{
 on_every_backend!(
     r4_what_was_written_is_sent_and_nobody_new_is_served,
     r4_what_has_not_gone_in_time_is_counted,
+    r4_what_is_thrown_away_with_a_cut_drain_is_counted,
     r4_no_byte_is_lost_under_load,
 );
 
@@ -86,6 +87,26 @@ fn r4_what_has_not_gone_in_time_is_counted(setup: &Setup) {
     assert_eq!(peer.read_to_end().0.len() as u64, sent);
 }
 
+fn r4_what_is_thrown_away_with_a_cut_drain_is_counted(setup: &Setup) {
+    const MUCH: usize = 8 << 20;
+    let script = Script::new().on_made(|cx, _| {
+        let _ = cx.transport.write(&[b'.'; MUCH]);
+    });
+    let mut server = script.serve(draining(setup, 200));
+    let mut peer = Peer::dial_narrow(server.address(), 4096);
+    server.journal.id(0);
+    server.stop();
+    // The kernel answers it with RST, and forgets what it had taken: nobody can receive it any more.
+    peer.write(b"late");
+    let (sent, unsent) = (server.count(Count::BytesSent), server.count(Count::BytesUnsent));
+    assert_eq!(sent + unsent, MUCH as u64);
+    let got = peer.read_to_end().0.len() as u64;
+    let unacknowledged = server.count(Count::BytesUnacknowledged);
+    assert!(got < sent, "nothing was thrown away");
+    assert!(got + unacknowledged >= sent, "{got} came, {unacknowledged} are reported, {sent} were sent");
+    assert!(unacknowledged <= sent, "{unacknowledged} of {sent}");
+}
+
 /// A thousand on all set-ups together.
 const DRAINS: usize = 1000 / SETUPS.len();
 
@@ -123,6 +144,12 @@ fn r4_no_byte_is_lost_under_load(setup: &Setup) {
         let (sent, unsent) = (server.count(Count::BytesSent), server.count(Count::BytesUnsent));
         assert_eq!(sent + unsent, written.load(SeqCst));
         assert!(got as u64 <= sent, "{got} bytes came back of {sent}");
+        let heard = deaf.map_or(0, |mut deaf| deaf.read_to_end().0.len());
+        let reported = server.count(Count::BytesUnacknowledged);
+        assert!(
+            (got + heard) as u64 + reported >= sent,
+            "{got} and {heard} came, {reported} are reported, {sent} were sent"
+        );
         if !short {
             assert!(ends.iter().all(|(_, end)| *end == End::Fin), "{ends:?}");
             assert_eq!((got as u64, unsent), (sent, 0), "all that the kernel took has arrived");
