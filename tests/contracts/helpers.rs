@@ -23,6 +23,7 @@ on_every_backend!(
     h1_no_line_comes_after_a_close_inside_one,
     h1_a_line_too_long_ends_that_connection_only,
     h1_lines_only,
+    h1_a_line_may_have_16384_bytes_unless_said_otherwise,
     h2_strings_come_back_as_they_went,
     h2_a_bad_string_ends_that_connection_only,
 );
@@ -184,6 +185,41 @@ fn h1_lines_only(setup: &Setup) {
     peer.write(&[b'x'; 16_385]);
     peer.write(b"\n");
     peer.expect_fin();
+}
+
+/// Echoes lines of any length that the helper takes.
+#[derive(Default)]
+struct LongLines(LineBuffer);
+
+impl<F> Protocol<F> for LongLines {
+    fn data_received(&mut self, cx: &mut Cx<'_, F>, data: &[u8]) {
+        self.receive_lines(cx, data);
+    }
+}
+
+impl<F> LineReceiver<F> for LongLines {
+    fn line_buffer(&mut self) -> &mut LineBuffer {
+        &mut self.0
+    }
+
+    fn line_received(&mut self, cx: &mut Cx<'_, F>, line: &[u8]) {
+        let _ = self.send_line(cx, line);
+    }
+
+    fn raw_data_received(&mut self, _cx: &mut Cx<'_, F>, _data: &[u8]) {
+        unreachable!("nobody has set raw mode")
+    }
+}
+
+fn h1_a_line_may_have_16384_bytes_unless_said_otherwise(setup: &Setup) {
+    let (any, only) = (serve(setup, |_| LongLines::default()), serve(setup, |_| LinesOnly::default()));
+    for (served, delimiter) in [(&any, &b"\r\n"[..]), (&only, b"\n")] {
+        let line = |length| [&vec![b'x'; length][..], delimiter].concat();
+        let mut peer = Peer::dial(served.address);
+        peer.ask(&line(16_384), &line(16_384));
+        peer.write(&line(16_385));
+        peer.expect_fin();
+    }
 }
 
 /// Echoes strings behind a length of `N` bytes.

@@ -2,7 +2,7 @@
 
 use std::{cell::Cell, collections::HashSet, iter, net::SocketAddr, time::Duration};
 
-use ringspun::{Address, ConnId, Count, FactoryCx, Limits, Transport, Write};
+use ringspun::{Address, ConnId, Count, FactoryCx, Limits, Producer, Production, Transport, Write};
 
 use crate::{
     kit::{Drops, Event, Gate, Running, Script, Server, ignore, logged},
@@ -445,7 +445,8 @@ fn c11_a_failure_ends_its_connection_only(setup: &Setup) {
 }
 
 fn c11_a_panic_in_any_callback_ends_its_connection_only(setup: &Setup) {
-    const PLACES: [&str; 9] = ["", "made", "data", "read_lost", "pause", "resume", "lost", "timer", "post"];
+    const PLACES: [&str; 10] =
+        ["", "made", "data", "read_lost", "pause", "resume", "lost", "timer", "post", "produce"];
     let test = setup.test;
     let text = move |place: &str| format!("c11 in {place} of {test}.");
     let panics = move |number: usize, place: &str| {
@@ -462,6 +463,10 @@ fn c11_a_panic_in_any_callback_ends_its_connection_only(setup: &Setup) {
                 "" => ignore(cx.transport.write(data)),
                 "pause" | "resume" => ignore(cx.transport.write(&much)),
                 "lost" => cx.transport.lose_connection(),
+                "produce" => {
+                    let bomb = Bomb(text("produce"));
+                    cx.transport.register_producer(bomb, Production::Pull).unwrap();
+                }
                 "timer" => drop(cx.call_later(Duration::ZERO, move |me, _| panics(me.conn.number, "timer"))),
                 "post" => {
                     let id = cx.transport.id();
@@ -495,6 +500,15 @@ fn c11_a_panic_in_any_callback_ends_its_connection_only(setup: &Setup) {
         assert_eq!(logged(&text(place)), 1, "{place}");
         let losses = |event: &Event| matches!(event, Event::Lost(n, _) if *n == number);
         assert_eq!(server.journal.count(losses), 1, "{place}");
+    }
+}
+
+/// A producer that panics when it is asked.
+struct Bomb(String);
+
+impl Producer for Bomb {
+    fn resume_producing(&mut self, _transport: &mut Transport<'_>) {
+        panic!("{}", self.0);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{Seek as _, Write as _},
+    io::{self, Read, Seek as _, Write as _},
     sync::atomic::{AtomicBool, Ordering::SeqCst},
     time::{Duration, Instant},
 };
@@ -20,6 +20,7 @@ on_every_backend!(
     p1_a_pull_producer_is_asked_once_a_drained_buffer,
     p1_only_one_producer_at_a_time,
     p1_a_file_is_sent_whole_and_piece_by_piece,
+    p1_a_file_that_cannot_be_read_ends_its_connection,
     p2_on_a_closed_connection_a_producer_is_stopped_at_once,
     p2_a_loss_stops_it_once_before_it_is_told,
     p2_the_peers_fin_stops_it,
@@ -175,6 +176,29 @@ fn p1_a_file_is_sent_whole_and_piece_by_piece(setup: &Setup) {
     assert_same(&got, &bytes);
     assert_eq!(end, End::Fin);
     assert_eq!(server.journal.wait_lost(0), "Done");
+}
+
+/// Gives so many bytes, and then an error.
+struct Failing(usize);
+
+impl Read for Failing {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.0.min(buffer.len());
+        self.0 -= count;
+        buffer[..count].fill(7);
+        if count > 0 { Ok(count) } else { Err(io::Error::other("the disk is gone")) }
+    }
+}
+
+fn p1_a_file_that_cannot_be_read_ends_its_connection(setup: &Setup) {
+    let script = Script::new().on_made(|cx, _| {
+        cx.transport.register_producer(FileSender::new(Failing(300_000)), Production::Pull).unwrap();
+    });
+    let server = script.serve(setup.reactor());
+    let mut peer = server.dial_made(0);
+    assert_eq!(peer.read_to_end().1, End::Reset, "half a file must not look like a whole one");
+    let reason = server.journal.wait_lost(0);
+    assert!(reason.contains("the disk is gone"), "{reason}");
 }
 
 /// An empty file without a name.

@@ -122,3 +122,30 @@ fn weblog_by_push_tells_each_connected_client_each_record_once() {
     assert_eq!(memory.pending_calls(), 0);
     memory.stop().unwrap();
 }
+
+#[test]
+fn a_line_becomes_a_record_whatever_stands_in_it() {
+    let hit = |user, request, bytes| {
+        Some(format!(
+            "<hit><host>10.0.0.1</host><user>{user}</user><time>22/Nov/2026:10:00:00 +0000</time>\
+             <request>{request}</request><status>200</status><bytes>{bytes}</bytes></hit>"
+        ))
+    };
+    let line = |user: &str, rest: &str| {
+        webloglib::hit_tag(&format!("10.0.0.1 - {user} [22/Nov/2026:10:00:00 +0000] {rest}"))
+    };
+    assert_eq!(line("-", "\"GET / HTTP/1.1\" 200 17"), hit("-", "GET / HTTP/1.1", "17"));
+    assert_eq!(line("-", "\"GET / HTTP/1.1\" 200 -"), hit("-", "GET / HTTP/1.1", "-"));
+    let combined = "\"GET / HTTP/1.1\" 200 17 \"http://from.example/\" \"an agent\"";
+    assert_eq!(line("-", combined), hit("-", "GET / HTTP/1.1", "17"));
+    assert_eq!(
+        line("a b", "\"GET /?a=1&b=<2> HTTP/1.1\" 200 1"),
+        hit("a b", "GET /?a=1&amp;b=&lt;2&gt; HTTP/1.1", "1")
+    );
+    assert_eq!(line("-", r#""GET /\" 5 HTTP/1.1" 200 1"#), hit("-", r"GET /\&quot; 5 HTTP/1.1", "1"));
+    assert_eq!(line("-", "\"GET /\u{7}\" 200 1"), hit("-", "GET /\u{fffd}", "1"));
+    for wrong in ["", "\"GET /", "\"GET /\" ok 1", "\"GET /\" 200", "\"GET /\" 200 many", "GET / 200 1"] {
+        assert_eq!(line("-", wrong), None, "{wrong}");
+    }
+    assert_eq!(webloglib::hit_tag("nothing of the kind"), None);
+}
