@@ -6,7 +6,7 @@ use std::{
     alloc::{GlobalAlloc, Layout, System},
     backtrace::Backtrace,
     cell::Cell,
-    io::{Read, Write as _},
+    io::{ErrorKind, Read, Write as _},
     net::{Ipv4Addr, TcpStream, UdpSocket},
     sync::{
         Arc, Barrier, Mutex,
@@ -150,7 +150,14 @@ impl Client for UdpSocket {
 
     fn answer(&mut self) -> [u8; MESSAGE.len()] {
         let mut answer = [0; MESSAGE.len()];
-        assert_eq!(self.recv(&mut answer).unwrap(), MESSAGE.len());
+        // Unlike `read_exact`, it is not asked again where the kernel has interrupted it.
+        let received = loop {
+            match self.recv(&mut answer) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                received => break received,
+            }
+        };
+        assert_eq!(received.unwrap(), MESSAGE.len());
         answer
     }
 }

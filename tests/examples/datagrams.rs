@@ -1,4 +1,8 @@
-use std::{net::UdpSocket, os::unix::net::UnixDatagram};
+use std::{
+    io::{self, ErrorKind},
+    net::UdpSocket,
+    os::unix::net::UnixDatagram,
+};
 
 use crate::{
     on_every_backend,
@@ -15,7 +19,7 @@ fn a_datagram_comes_back_over_udp_and_over_a_unix_socket(backend: &str) {
     socket.connect(line.trim_start_matches("receiving on ")).unwrap();
     socket.send(b"over UDP").unwrap();
     let mut buffer = [0; 100];
-    let len = socket.recv(&mut buffer).unwrap();
+    let len = patient(|| socket.recv(&mut buffer));
     assert_eq!(&buffer[..len], b"over UDP");
     let folder = std::env::temp_dir().join(format!("ringspun-udp-echo-{backend}-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
@@ -25,8 +29,18 @@ fn a_datagram_comes_back_over_udp_and_over_a_unix_socket(backend: &str) {
     let socket = UnixDatagram::bind(folder.join("peer")).unwrap();
     socket.set_read_timeout(Some(LIMIT)).unwrap();
     socket.send_to(b"over Unix", &path).unwrap();
-    let len = socket.recv(&mut buffer).unwrap();
+    let len = patient(|| socket.recv(&mut buffer));
     assert_eq!(&buffer[..len], b"over Unix");
     drop(server);
     std::fs::remove_dir_all(folder).unwrap();
+}
+
+/// Receives again where the kernel has interrupted it.
+fn patient(mut receive: impl FnMut() -> io::Result<usize>) -> usize {
+    loop {
+        match receive() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            received => return received.unwrap(),
+        }
+    }
 }
