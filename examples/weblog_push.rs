@@ -16,7 +16,7 @@ use pushing::WebLogFactory;
 fn main() -> ExitCode {
     common::run(8888, LevelFilter::Info, |port| {
         let reactor = Reactor::builder().build()?;
-        reactor.listen_tcp(port, WebLogFactory::new(webloglib::LOG))?;
+        reactor.listen_tcp(port, WebLogFactory::new(webloglib::LOG, pace::interval(1.0)))?;
         reactor.run()
     })
 }

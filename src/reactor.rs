@@ -264,6 +264,11 @@ impl Reactor {
         self.schedule(delay, TimerCall::Reactor(Box::new(call)))
     }
 
+    /// How many timed calls are still to come (Twisted's `getDelayedCalls`), those of factories and connections included.
+    pub fn pending_calls(&self) -> usize {
+        self.core.timers().count()
+    }
+
     /// Calls `call` once the reactor runs, or in its next turn if it does. Calls keep their order.
     pub fn call_when_running(&self, call: impl FnOnce(&Reactor) + Send + 'static) {
         self.call_from_thread(call);

@@ -294,11 +294,10 @@ impl MemoryReactor {
         self.reactor.now()
     }
 
-    /// How many timed calls are still to come (Twisted's `getDelayedCalls`), with the time-outs of connection attempts and of connections that
-    /// close.
+    /// [`Reactor::pending_calls`], and with them the time-outs of connection attempts and of connections that close.
     pub fn pending_calls(&self) -> usize {
         match &self.life {
-            Life::New => self.reactor.core.timers().count(),
+            Life::New => self.reactor.pending_calls(),
             Life::Running(running) => running.pending_calls(),
             Life::Over(_) => 0,
         }

@@ -1,23 +1,24 @@
 //! The factory of weblog_push: what it does with each client, and when.
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use ringspun::{ConnId, Cx, DelayedCall, Factory, FactoryCx, Peer, Protocol, Reason};
 
-use super::{pace, webloglib::Follower};
+use super::webloglib::Follower;
 
 pub(crate) struct WebLog;
 
 pub(crate) struct WebLogFactory {
     log: PathBuf,
+    interval: Duration,
     hits: Option<Follower>,
     update: Option<DelayedCall>,
 }
 
 impl WebLogFactory {
-    /// Pushes what is appended to this log.
-    pub(crate) fn new(log: impl Into<PathBuf>) -> Self {
-        Self { log: log.into(), hits: None, update: None }
+    /// Pushes what is appended to this log, at which it looks so often.
+    pub(crate) fn new(log: impl Into<PathBuf>, interval: Duration) -> Self {
+        Self { log: log.into(), interval, hits: None, update: None }
     }
 
     /// What has been appended, to be written to many.
@@ -35,7 +36,7 @@ impl WebLogFactory {
         cx.connections.each(|mut transport| {
             let _ = transport.write_shared(&hits);
         });
-        self.update = Some(cx.call_later(pace::interval(1.0), Self::update_records));
+        self.update = Some(cx.call_later(self.interval, Self::update_records));
     }
 }
 

@@ -19,6 +19,7 @@ on_every_backend!(
     t1_zero_delays_without_end_do_not_starve_io,
     t1_cancel_reset_delay_and_active,
     t1_changing_a_dead_call_is_an_error_value,
+    t1_pending_calls_are_those_that_are_still_to_come,
     t1_a_connections_call_that_comes_due_in_its_callback_can_be_changed_there,
     t1_a_factorys_call_that_comes_due_in_a_callback_that_has_it_can_be_changed_there,
     t1_a_call_can_cancel_another_that_is_due_with_it,
@@ -220,6 +221,38 @@ fn expect_changed(journal: &Journal) {
         let calls = journal.count(|event| *event == Event::Note(format!("{change} was called")));
         assert_eq!(calls, usize::from(["reset to now", "leave"].contains(&change)), "{change}");
     }
+}
+
+fn t1_pending_calls_are_those_that_are_still_to_come(setup: &Setup) {
+    let drops = Drops::default();
+    let guards = drops.clone();
+    let script = Script::new()
+        .on_made(move |cx, conn| {
+            let guard = guards.guard();
+            cx.call_later(HOUR, |_, _| drop(guard));
+            conn.note("asked for a call");
+        })
+        .on_data(|cx, _, _| cx.transport.lose_connection());
+    let server = script.serve(setup.reactor());
+    let reactor = &server.running.reactor;
+    assert_eq!(reactor.pending_calls(), 0);
+    let call = reactor.call_later(HOUR, |_| ());
+    let mut peer = server.dial();
+    server.journal.wait_note("asked for a call");
+    assert_eq!(reactor.pending_calls(), 2);
+    call.cancel().unwrap();
+    assert_eq!(reactor.pending_calls(), 1);
+    peer.write(b"x");
+    peer.expect_fin();
+    drop(peer);
+    // It goes with the connection, on threads a moment after the loss was told.
+    drops.wait_for(0);
+    assert_eq!(reactor.pending_calls(), 0);
+    let made = Gate::default();
+    let opened = made.clone();
+    reactor.call_later(MS, move |_| opened.open());
+    made.pass();
+    assert_eq!(reactor.pending_calls(), 0);
 }
 
 fn t1_a_connections_call_that_comes_due_in_its_callback_can_be_changed_there(setup: &Setup) {

@@ -1,7 +1,5 @@
-//! The example `weblog_push`, by the clock: a second takes no time.
+//! The example `weblog_push`: in memory, where a second takes no time, and over the sockets of every backend.
 
-#[path = "../../examples/pace/mod.rs"]
-mod pace;
 #[path = "../../examples/pushing/mod.rs"]
 mod pushing;
 #[allow(dead_code)]
@@ -10,15 +8,27 @@ mod webloglib;
 
 use std::{
     fs::{self, OpenOptions},
-    io::Write,
+    io::{ErrorKind, Read, Write},
+    net::TcpStream,
     ops::Range,
+    os::fd::{AsRawFd, OwnedFd},
     path::PathBuf,
-    time::Duration,
+    sync::atomic::{AtomicUsize, Ordering::SeqCst},
+    thread,
+    time::{Duration, Instant},
 };
 
-use ringspun::testing::{MemoryPeer, MemoryReactor};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrStorage, connect, setsockopt, socket, sockopt,
+};
+use ringspun::{
+    Count, Port, Reactor, ReactorBuilder,
+    testing::{MemoryPeer, MemoryReactor, on_every_backend},
+};
 
 use self::pushing::WebLogFactory;
+
+on_every_backend!(weblog_by_push_tells_each_connected_client_each_record_once_over_sockets);
 
 const RECORDS: usize = 1000;
 const SECOND: Duration = Duration::from_secs(1);
@@ -28,14 +38,20 @@ struct Log(PathBuf);
 
 impl Log {
     fn new() -> Self {
-        let log = Self(std::env::temp_dir().join(format!("ringspun-pushed-{}", std::process::id())));
-        fs::write(&log.0, line(999_999)).unwrap();
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("ringspun-pushed-{}-{}", std::process::id(), NEXT.fetch_add(1, SeqCst));
+        let log = Self(std::env::temp_dir().join(name));
+        fs::write(&log.0, line(999_999, "")).unwrap();
         log
     }
 
     fn append(&self, number: usize) {
+        self.append_long(number, "");
+    }
+
+    fn append_long(&self, number: usize, query: &str) {
         let mut file = OpenOptions::new().append(true).open(&self.0).unwrap();
-        file.write_all(line(number).as_bytes()).unwrap();
+        file.write_all(line(number, query).as_bytes()).unwrap();
     }
 }
 
@@ -45,8 +61,8 @@ impl Drop for Log {
     }
 }
 
-fn line(number: usize) -> String {
-    format!("10.0.0.1 - - [13/Oct/2026:13:55:36 +0000] \"GET /{number} HTTP/1.1\" 200 {number}\n")
+fn line(number: usize, query: &str) -> String {
+    format!("10.0.0.1 - - [13/Oct/2026:13:55:36 +0000] \"GET /{number}{query} HTTP/1.1\" 200 {number}\n")
 }
 
 /// What a client was told, to its end.
@@ -81,7 +97,7 @@ fn number(hit: &str) -> usize {
 fn weblog_by_push_tells_each_connected_client_each_record_once() {
     let (log, mut memory) = (Log::new(), MemoryReactor::new());
     memory.set_buffer_bytes(1000);
-    let port = memory.reactor().listen_tcp(("127.0.0.1", 0), WebLogFactory::new(&log.0)).unwrap();
+    let port = memory.reactor().listen_tcp(("127.0.0.1", 0), WebLogFactory::new(&log.0, SECOND)).unwrap();
     let (mut steady, mut fickle) = (memory.connect(&port).unwrap(), memory.connect(&port).unwrap());
     let [mut to_steady, mut to_fickle, mut to_fickle_again] = [(); 3].map(|()| Told::default());
     for number in 0..RECORDS {
@@ -121,6 +137,96 @@ fn weblog_by_push_tells_each_connected_client_each_record_once() {
     memory.turn();
     assert_eq!(memory.pending_calls(), 0);
     memory.stop().unwrap();
+}
+
+/// No wait is longer: what has not come by then does not come.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// A client over a socket.
+struct Client {
+    stream: TcpStream,
+    told: Told,
+}
+
+impl Client {
+    /// Is there when it has been greeted.
+    fn dial(port: &Port, receive_buffer: usize) -> Self {
+        let fd: OwnedFd =
+            socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        setsockopt(&fd, sockopt::RcvBuf, &receive_buffer).unwrap();
+        let address = port.get_host().socket_addr().unwrap();
+        connect(fd.as_raw_fd(), &SockaddrStorage::from(address)).unwrap();
+        let stream = TcpStream::from(fd);
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        let mut client = Self { stream, told: Told::default() };
+        client.read_until("<hits>");
+        client
+    }
+
+    /// Reads on until this has come last.
+    fn read_until(&mut self, last: &str) {
+        let mut buffer = vec![0; 64 << 10];
+        while !self.told.0.ends_with(last) {
+            let count = match self.stream.read(&mut buffer) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                read => read.unwrap_or_else(|error| panic!("{error} before {last:?}")),
+            };
+            assert!(count > 0, "the end before {last:?}");
+            self.told.0 += std::str::from_utf8(&buffer[..count]).unwrap();
+        }
+    }
+
+    fn read_until_hit(&mut self, number: usize) {
+        self.read_until(&format!("<bytes>{number}</bytes></hit>"));
+    }
+}
+
+fn wait_until(what: &str, reactor: &Reactor, done: impl Fn(&Reactor) -> bool) {
+    let deadline = Instant::now() + LIMIT;
+    while !done(reactor) {
+        assert!(Instant::now() < deadline, "{what} does not come");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn weblog_by_push_tells_each_connected_client_each_record_once_over_sockets(builder: ReactorBuilder) {
+    // All records together are more than the buffers of a connection's sockets can hold.
+    let query = format!("?{}", "q".repeat(16 << 10));
+    let (log, reactor) = (Log::new(), builder.build().unwrap());
+    let port =
+        reactor.listen_tcp(("127.0.0.1", 0), WebLogFactory::new(&log.0, Duration::from_millis(5))).unwrap();
+    let handle = reactor.handle();
+    let runs = thread::spawn(move || reactor.run());
+    // It pauses at once, for it is not read from.
+    let (mut steady, mut fickle) = (Client::dial(&port, 4096), Client::dial(&port, 1 << 20));
+    (0..300).for_each(|number| log.append_long(number, &query));
+    fickle.read_until_hit(299);
+    fickle.told.expect(0..300);
+    drop(fickle);
+    // It is away while these are appended.
+    (300..455).for_each(|number| log.append_long(number, &query));
+    let mut fickle = Client::dial(&port, 1 << 20);
+    (455..RECORDS).for_each(|number| log.append_long(number, &query));
+    fickle.read_until_hit(RECORDS - 1);
+    fickle.told.expect(455..RECORDS);
+    let held = handle.stats().output_total();
+    assert!(held > 1 << 20, "the kernel took all but {held} bytes: the client that pauses held nobody up");
+    steady.read_until_hit(RECORDS - 1);
+    steady.told.expect(0..RECORDS);
+    // Nobody is told anything twice.
+    log.append_long(RECORDS, &query);
+    for (client, first) in [(&mut steady, 0), (&mut fickle, 455)] {
+        client.read_until_hit(RECORDS);
+        client.told.expect(first..RECORDS + 1);
+    }
+    drop((steady, fickle));
+    let lost = |reactor: &Reactor| reactor.stats().count(Count::Made) - reactor.stats().connections();
+    wait_until("the loss of the clients", &handle, |reactor| lost(reactor) == 3);
+    wait_until("the next look at the log, alone", &handle, |reactor| reactor.pending_calls() == 1);
+    port.stop_listening();
+    wait_until("a reactor without timers", &handle, |reactor| reactor.pending_calls() == 0);
+    handle.stop().unwrap();
+    runs.join().unwrap().unwrap();
 }
 
 #[test]
