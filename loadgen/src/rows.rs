@@ -13,7 +13,7 @@ use crate::{
 #[derive(Debug, Args)]
 pub(crate) struct RowArgs {
     /// Rows: io_uring (with variants :direct, :no-multishot, :latency, :spin), epoll, threads, and their opponents
-    /// without the library, raw-uring (with :direct), raw-epoll, raw-threads [default:
+    /// without the library, raw-uring (with :direct), raw-epoll (with :spin), raw-threads [default:
     /// io_uring,epoll,threads, without --server]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     backend: Vec<Spec>,

@@ -1,6 +1,6 @@
 //! Rows of a comparison: a backend with its variants, or a server that runs already.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, time::Duration};
 
 use crate::target::{Transport, UnixName};
 
@@ -49,10 +49,14 @@ impl Kind {
         match self {
             Self::IoUring => &["direct", "no-multishot", "latency", "spin"],
             Self::RawUring => &["direct"],
+            Self::RawEpoll => &["spin"],
             _ => &[],
         }
     }
 }
+
+/// How long the variant `spin` looks before it sleeps: for as long as requests are at most so far apart it never does.
+const SPIN: Duration = Duration::from_millis(1);
 
 /// A backend with its variants, as `io_uring:direct:latency` spells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +72,11 @@ pub(crate) struct Spec {
 impl Spec {
     pub(crate) const fn plain(kind: Kind) -> Self {
         Self { kind, direct: false, multishot: true, latency: false, spin: false }
+    }
+
+    /// How long it looks for something to do before it sleeps.
+    pub(crate) fn spin_time(self) -> Duration {
+        if self.spin { SPIN } else { Duration::ZERO }
     }
 
     /// What the server must report as its descriptor mode.
@@ -251,6 +260,7 @@ mod tests {
             "io_uring:spin",
             "raw-uring:direct",
             "raw-epoll",
+            "raw-epoll:spin",
             "raw-threads",
         ] {
             assert_eq!(text.parse::<Spec>().expect(text).to_string(), text);

@@ -15,18 +15,22 @@
 use std::{
     io,
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    time::Duration,
 };
 
 use nix::{
     errno::Errno,
     fcntl::{FcntlArg, OFlag, fcntl},
     sys::{
-        epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
+        epoll::{EpollEvent, EpollFlags},
         socket::{MsgFlags, SockFlag, accept4, recv, send},
     },
 };
 
-use super::tally::{Counted, Tally};
+use super::{
+    tally::{Counted, Tally},
+    waiting::Waiting,
+};
 
 const BUFFER_BYTES: usize = 64 << 10;
 const EVENTS: usize = 1024;
@@ -42,7 +46,7 @@ struct Connection {
 }
 
 struct Server<'a> {
-    epoll: Epoll,
+    waiting: Waiting<'a>,
     listener: BorrowedFd<'a>,
     /// By descriptor.
     connections: Vec<Option<Connection>>,
@@ -53,25 +57,24 @@ struct Server<'a> {
 }
 
 /// Serves for ever.
-pub(super) fn serve(listener: BorrowedFd<'_>, close_after: usize, tally: &Tally) -> io::Result<()> {
+pub(super) fn serve(
+    listener: BorrowedFd<'_>,
+    spin: Duration,
+    close_after: usize,
+    tally: &Tally,
+) -> io::Result<()> {
     fcntl(listener, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-    epoll.add(listener, EpollEvent::new(EpollFlags::EPOLLIN, listener.as_raw_fd() as u64))?;
+    let waiting = Waiting::new(spin, tally)?;
+    waiting.add(listener, EpollFlags::EPOLLIN, listener.as_raw_fd() as u64)?;
     let buffer = vec![0; BUFFER_BYTES];
-    Server { epoll, listener, connections: Vec::new(), buffer, close_after, tally }.run()
+    Server { waiting, listener, connections: Vec::new(), buffer, close_after, tally }.run()
 }
 
 impl Server<'_> {
     fn run(&mut self) -> io::Result<()> {
         let mut events = [EpollEvent::empty(); EVENTS];
         loop {
-            self.tally.count(Counted::EpollWait);
-            self.tally.count(Counted::Waits);
-            let count = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
-                Err(Errno::EINTR) => continue,
-                count => count?,
-            };
-            self.tally.add(Counted::Events, count as u64);
+            let count = self.waiting.wait(&mut events)?;
             for event in &events[..count] {
                 if event.data() == self.listener.as_raw_fd() as u64 {
                     self.accept()?;
@@ -103,7 +106,7 @@ impl Server<'_> {
         let fd = socket.as_raw_fd() as usize;
         let all = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
         self.tally.count(Counted::EpollCtl);
-        self.epoll.add(&socket, EpollEvent::new(all, fd as u64))?;
+        self.waiting.add(&socket, all, fd as u64)?;
         if self.connections.len() <= fd {
             self.connections.resize_with(fd + 1, || None);
         }

@@ -15,6 +15,7 @@ mod tally;
 mod threads;
 mod udp;
 mod uring;
+mod waiting;
 
 use std::{
     io,
@@ -85,6 +86,6 @@ fn on_a_loop(
     let (listener, tally) = (listener.as_fd(), tallies.branch());
     match prepared {
         Prepared::Uring(ring) => uring::serve(*ring, listener, spec.direct, close_after, &tally),
-        Prepared::Nothing => epoll::serve(listener, close_after, &tally),
+        Prepared::Nothing => epoll::serve(listener, spec.spin_time(), close_after, &tally),
     }
 }

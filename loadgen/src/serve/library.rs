@@ -22,10 +22,6 @@ use crate::{
     target::Target,
 };
 
-/// How long the variant `spin` looks for completions before it sleeps: for as long as requests are at most so far apart it
-/// never does.
-const SPIN: Duration = Duration::from_millis(1);
-
 pub(super) fn serve(args: &ServeArgs, service: Service) -> Result<(), Error> {
     let (reactors, target) = listen(args, service)?;
     let all = Reactors(reactors.iter().map(Reactor::handle).collect());
@@ -242,10 +238,10 @@ fn build(spec: Spec, way: Way) -> Result<Reactor, Error> {
         Kind::Threads => Backend::Threads,
         _ => Backend::Auto,
     };
-    let wait = match (spec.latency, spec.spin) {
-        (_, true) => WaitPolicy::Latency { spin: SPIN },
-        (true, false) => WaitPolicy::Latency { spin: Duration::ZERO },
-        (false, false) => WaitPolicy::Adaptive,
+    let wait = if spec.latency || spec.spin {
+        WaitPolicy::Latency { spin: spec.spin_time() }
+    } else {
+        WaitPolicy::Adaptive
     };
     let uring = UringOptions::default().direct(spec.direct).multishot(spec.multishot).wait(wait);
     Reactor::builder()

@@ -87,11 +87,13 @@ fn every_variant_runs_as_what_it_is() {
         "io_uring:direct",
         "io_uring:no-multishot",
         "io_uring:latency",
+        "io_uring:spin",
         "epoll",
         "threads",
         "raw-uring",
         "raw-uring:direct",
         "raw-epoll",
+        "raw-epoll:spin",
         "raw-threads",
     ] {
         let line = ["run", "--backend", variant, "-c", "8", "-d", "100ms", "--warmup", "20ms"];
@@ -104,6 +106,20 @@ fn every_variant_runs_as_what_it_is() {
             if variant.contains("direct") { "direct" } else { "plain" }
         );
         assert_eq!(cell["counts"]["connections_alive"], 8);
+    }
+}
+
+#[test]
+fn who_spins_looks_again_and_again_before_it_sleeps() {
+    for transport in ["tcp", "udp"] {
+        for (backend, spins) in [("raw-epoll", false), ("raw-epoll:spin", true), ("io_uring:spin", true)] {
+            let line = ["run", "--backend", backend, "--transport", transport, "-c", "2", "-R", "500"];
+            let line = [&line[..], &["-d", "300ms", "--warmup", "0"]].concat();
+            let run = run(&format!("spins-{}-{transport}", backend.replace(':', "-")), &line);
+            assert_eq!(run.code, Some(0), "{backend} over {transport}: {run:#?}");
+            let calls = cells(&run)[0]["costs"]["syscalls_per_request"].as_f64().expect("a figure");
+            assert_eq!(calls > 10.0, spins, "{backend} over {transport}: {calls} system calls a request");
+        }
     }
 }
 

@@ -9,15 +9,19 @@ use std::{
     net::UdpSocket,
     os::fd::{AsFd, AsRawFd, RawFd},
     ptr::null_mut,
+    time::Duration,
 };
 
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
+    sys::epoll::{EpollEvent, EpollFlags},
 };
 
-use crate::raw::tally::{Counted, Tally};
+use crate::raw::{
+    tally::{Counted, Tally},
+    waiting::Waiting,
+};
 
 const BATCH: usize = 64;
 /// Buffers at a power-of-two stride would all fall into the same sets of the first-level cache.
@@ -33,17 +37,14 @@ struct Batch {
     _bytes: Vec<u8>,
 }
 
-pub(super) fn serve(socket: &UdpSocket, longest: usize, tally: &Tally) -> io::Result<()> {
+pub(super) fn serve(socket: &UdpSocket, spin: Duration, longest: usize, tally: &Tally) -> io::Result<()> {
     socket.set_nonblocking(true)?;
-    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-    epoll.add(socket, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 0))?;
+    let waiting = Waiting::new(spin, tally)?;
+    waiting.add(socket, EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 0)?;
     let mut batch = Batch::new(longest);
     loop {
-        tally.count(Counted::EpollWait);
-        tally.count(Counted::Waits);
-        match epoll.wait(&mut [EpollEvent::empty()], EpollTimeout::NONE) {
-            Err(Errno::EINTR) => continue,
-            count => tally.add(Counted::Events, count? as u64),
+        if waiting.wait(&mut [EpollEvent::empty()])? == 0 {
+            continue;
         }
         loop {
             let count = batch.receive(socket.as_raw_fd(), tally)?;

@@ -21,7 +21,7 @@ pub(super) fn serve(
     let tally = tallies.branch();
     match (prepared, spec.kind) {
         (Prepared::Uring(ring), _) => uring::serve(*ring, socket.as_fd(), spec.direct, longest, &tally),
-        (_, Kind::RawEpoll) => epoll::serve(socket, longest, &tally),
+        (_, Kind::RawEpoll) => epoll::serve(socket, spec.spin_time(), longest, &tally),
         _ => threads::serve(socket, longest, &tally),
     }
 }
