@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{IpAddr, TcpListener, TcpStream},
     os::{
         fd::{AsFd, AsRawFd, OwnedFd, RawFd},
@@ -13,23 +13,31 @@ use std::{
             net::{SocketAddr, UnixListener, UnixStream},
         },
     },
+    path::Path,
     sync::atomic::{AtomicI32, Ordering::SeqCst},
+    time::{Duration, Instant},
 };
 
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, FdFlag, fcntl},
+    sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket},
+};
 use ringspun::{ClientEndpoint, Error, Port, ServerEndpoint, quote_string_argument};
 
 use crate::{
     generations::ask_once,
     kit::{Event, Journal, Running, Script},
-    peers::{Bound, Peer, Random},
+    peers::{Bound, LIMIT, Peer, Random},
     setups::{Setup, on_every_backend},
-    unix::Folder,
+    unix::{Folder, full},
 };
 
 on_every_backend!(
     n2_a_tcp_string_serves,
     n2_a_unix_string_serves,
+    n2_the_backlog_of_a_tcp_string_counts,
+    n2_the_backlog_of_a_unix_string_counts,
     n2_a_descriptor_that_was_passed_serves_once,
     n2_what_was_not_passed_is_left_alone,
     n2_a_tcp_string_connects,
@@ -80,6 +88,50 @@ fn n2_a_unix_string_serves(setup: &Setup) {
     listen(&running, &format!("unix:address=@{name}"));
     let address = SocketAddr::from_abstract_name(name).unwrap();
     ask_once(UnixStream::connect_addr(&address).unwrap()).unwrap();
+}
+
+/// Connects, unless that would have to wait.
+fn knock(path: &Path) -> nix::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let knocking = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    connect(knocking.as_raw_fd(), &UnixAddr::new(path)?).map(|()| knocking)
+}
+
+// Reactors that do not run leave whoever comes in the backlog. The kernel lets one more wait than that says.
+
+fn n2_the_backlog_of_a_tcp_string_counts(setup: &Setup) {
+    let reactor = setup.reactor();
+    let listen =
+        |endpoint| reactor.listen(endpoint, Script::new()).unwrap().get_host().socket_addr().unwrap();
+    let few = listen("tcp:0:interface=127.0.0.1:backlog=3");
+    let dial = |address, patience| TcpStream::connect_timeout(&address, patience);
+    let mut waiting: Vec<_> = (0..4).map(|_| dial(few, LIMIT).unwrap()).collect();
+    // The fourth knows that it is connected an instant before the kernel has counted it, when another may slip in.
+    let one_is_left_outside = (0..9).any(|_| match dial(few, Duration::from_millis(200)) {
+        Ok(early) => {
+            waiting.push(early);
+            false
+        }
+        Err(error) => error.kind() == ErrorKind::TimedOut,
+    });
+    assert!(one_is_left_outside, "there was room for {}", waiting.len());
+    let many = listen("tcp:0:interface=127.0.0.1");
+    let _waiting: Vec<_> = (0..20).map(|_| dial(many, LIMIT).unwrap()).collect();
+}
+
+fn n2_the_backlog_of_a_unix_string_counts(setup: &Setup) {
+    let (folder, reactor) = (Folder::new(), setup.reactor());
+    let listen = |name, backlog| {
+        let path = folder.file(name);
+        let quoted = quote_string_argument(path.to_str().unwrap());
+        let port = reactor.listen(format!("unix:{quoted}{backlog}"), Script::new()).unwrap();
+        (path, port)
+    };
+    let (few, _port) = listen("few", ":backlog=3");
+    let _waiting: Vec<_> = (0..4).map(|_| knock(&few).unwrap()).collect();
+    assert_eq!(knock(&few).err(), Some(Errno::EAGAIN));
+    let (many, _port) = listen("many", "");
+    let _waiting: Vec<_> = (0..20).map(|_| knock(&many).unwrap()).collect();
 }
 
 /// Puts a descriptor where this process would have it had it been started with it: nobody here owns the number, and none is used
@@ -175,15 +227,23 @@ fn n2_a_string_with_escapes_connects_over_ipv6(setup: &Setup) {
 }
 
 fn n2_the_timeout_of_a_string_counts(setup: &Setup) {
-    let running = Running::start(setup.reactor());
+    let (folder, running) = (Folder::new(), Running::start(setup.reactor()));
     // With room for one that waits, which is taken: who comes then is not answered.
     let listener = Bound::new().listen(0);
     let address = listener.local_addr().unwrap();
     let _first = TcpStream::connect(address).unwrap();
-    let journal = Journal::default();
-    let endpoint = format!("tcp:127.0.0.1:{}:timeout=1", address.port());
-    running.reactor.connect(endpoint, Script::new().journal(&journal)).unwrap();
-    journal.wait_for(Event::Failed("TimedOut".to_owned()));
+    let path = folder.file("full");
+    let _full = full(&path);
+    let quoted = quote_string_argument(path.to_str().unwrap());
+    let attempts = [format!("tcp:127.0.0.1:{}", address.port()), format!("unix:{quoted}")].map(|where_to| {
+        let (journal, begun) = (Journal::default(), Instant::now());
+        running.reactor.connect(where_to + ":timeout=1", Script::new().journal(&journal)).unwrap();
+        (journal, begun)
+    });
+    for (journal, begun) in attempts {
+        journal.wait_for(Event::Failed("TimedOut".to_owned()));
+        assert!(begun.elapsed() >= Duration::from_secs(1), "given up after {:?}", begun.elapsed());
+    }
 }
 
 fn n2_a_string_with_a_mistake_does_nothing(setup: &Setup) {

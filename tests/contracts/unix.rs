@@ -282,7 +282,7 @@ fn u2_nobody_there_is_refused(setup: &Setup) {
 }
 
 /// A listener with room for one, which is taken.
-fn full(path: &Path) -> (UnixListener, UnixStream) {
+pub(crate) fn full(path: &Path) -> (UnixListener, UnixStream) {
     let listener = UnixListener::bind(path).unwrap();
     let backlog = nix::sys::socket::Backlog::new(0).unwrap();
     nix::sys::socket::listen(&listener, backlog).unwrap();
