@@ -132,7 +132,8 @@ impl Journal {
         kept.ids[&conn]
     }
 
-    fn keep_id(&self, conn: usize, id: ConnId) {
+    /// Lets [`Server::act_on`] have this connection.
+    pub(crate) fn keep_id(&self, conn: usize, id: ConnId) {
         self.kept().ids.insert(conn, id);
         self.0.added.notify_all();
     }
@@ -358,14 +359,14 @@ impl<const H: bool> Script<H> {
     pub(crate) fn serve(self, reactor: Reactor) -> Server {
         let journal = self.journal.clone();
         let port = reactor.listen_tcp(("127.0.0.1", 0), self).unwrap();
-        Server { journal, port, control: Mutex::default(), running: Running::start(reactor) }
+        Server::start(journal, port, reactor)
     }
 
     /// The same, with these policies.
     pub(crate) fn serve_behind(self, policies: &Policies, reactor: Reactor) -> Server {
         let journal = self.journal.clone();
         let port = reactor.listen_tcp(("127.0.0.1", 0), policies.wrap(self)).unwrap();
-        Server { journal, port, control: Mutex::default(), running: Running::start(reactor) }
+        Server::start(journal, port, reactor)
     }
 }
 
@@ -554,6 +555,11 @@ pub(crate) struct Server {
 }
 
 impl Server {
+    /// Runs the reactor of a port, whose protocols tell the journal.
+    pub(crate) fn start(journal: Journal, port: Port, reactor: Reactor) -> Self {
+        Self { journal, port, control: Mutex::default(), running: Running::start(reactor) }
+    }
+
     pub(crate) fn address(&self) -> SocketAddr {
         self.port.get_host().socket_addr().unwrap()
     }

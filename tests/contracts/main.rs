@@ -28,6 +28,7 @@ mod reactor;
 mod reconnecting;
 mod rights;
 mod setups;
+mod strings;
 mod timers;
 mod unix;
 mod working;
