@@ -66,7 +66,7 @@ enum Kind {
     Send,
     Accept,
     Wake,
-    /// A cancel: its own result says nothing that the cancelled operation's does not.
+    /// A cancel of what no connection has: its own result says nothing that the cancelled operation's does not.
     Cancel,
     Close,
     Shutdown,
@@ -81,10 +81,12 @@ enum Kind {
     ReceiveMessage,
     /// A poll of a foreign descriptor.
     Watch,
+    /// A cancel of a connection's operation, which may have to be made again.
+    CancelOf,
 }
 
 impl Kind {
-    const ALL: [Self; 16] = [
+    const ALL: [Self; 17] = [
         Self::Receive,
         Self::ReceiveLarge,
         Self::Send,
@@ -101,6 +103,7 @@ impl Kind {
         Self::SendDatagram,
         Self::ReceiveMessage,
         Self::Watch,
+        Self::CancelOf,
     ];
 
     /// User data of an operation of a connection.
@@ -473,8 +476,16 @@ impl Io {
         unsafe { self.ring.push(entry.user_data(kind.of(id))) };
     }
 
+    /// Asks the kernel to end an operation of a port or of a foreign descriptor.
     fn cancel(&mut self, user_data: u64) {
         let cancel = opcode::AsyncCancel::new(user_data).build().user_data(Kind::Cancel.of_port(0));
+        // SAFETY: a cancel points to nothing.
+        unsafe { self.ring.push(cancel) };
+    }
+
+    /// Asks the kernel to end an operation of a connection.
+    fn cancel_of(&mut self, id: ConnId, kind: Kind) {
+        let cancel = opcode::AsyncCancel::new(kind.of(id)).build().user_data(Kind::CancelOf.of(id));
         // SAFETY: a cancel points to nothing.
         unsafe { self.ring.push(cancel) };
     }
@@ -545,13 +556,33 @@ impl Io {
             _ => self.cancel_receive(id),
         }
         if sending {
-            self.cancel(Kind::Send.of(id));
+            self.cancel_of(id, Kind::Send);
         }
         if connecting {
-            self.cancel(Kind::Connect.of(id));
+            self.cancel_of(id, Kind::Connect);
         }
         self.hurry(id);
         self.close_if_reaped(id);
+    }
+
+    /// A cancel has found nothing: the operation is over, or was just on its way from one of the kernel's lists to another, as one is whose
+    /// socket gets room while it begins to wait for that. Unless it is cancelled again, it then waits for as long as the peer likes.
+    fn cancel_again(&mut self, id: ConnId) {
+        let Some(slot) = self.slot(id) else { return };
+        let (receiving, sending, connecting) = match slot.ending {
+            Ending::No => (slot.receiving.cancelling, false, false),
+            Ending::Reaping => (true, slot.sending.is_patient(), slot.name.is_some()),
+            Ending::Closing => return,
+        };
+        if receiving {
+            self.cancel_receive(id);
+        }
+        if sending {
+            self.cancel_of(id, Kind::Send);
+        }
+        if connecting {
+            self.cancel_of(id, Kind::Connect);
+        }
     }
 
     fn count_reset_calls(&self, armed: bool) {

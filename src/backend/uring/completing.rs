@@ -63,6 +63,12 @@ impl Io {
             buffer(completion, size).into_iter().for_each(|buffer| buffers.recycle(buffer));
             return None;
         };
+        if kind == Kind::CancelOf {
+            if completion.outcome().is_err_and(|errno| errno.raw() == libc::ENOENT) {
+                self.cancel_again(id);
+            }
+            return None;
+        }
         // The way of nearly every message: the receive goes on, so nothing can be over.
         if kind == Kind::Receive && completion.more() {
             return self.received(id, Size::Small, completion, buffers);

@@ -114,7 +114,7 @@ impl Io {
         else {
             return;
         };
-        self.cancel(if messages { Kind::ReceiveMessage } else { kind(size) }.of(id));
+        self.cancel_of(id, if messages { Kind::ReceiveMessage } else { kind(size) });
     }
 
     fn arm_receive(&mut self, id: ConnId, buffers: &Buffers) {
