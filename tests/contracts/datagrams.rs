@@ -26,6 +26,7 @@ on_every_backend!(
     u1_an_empty_datagram_is_data,
     u1_ipv6_works_alike,
     u1_datagrams_keep_their_bounds_and_all_arrive,
+    u1_those_that_wait_come_together,
     u1_a_large_datagram_comes_whole,
     u1_one_that_is_too_long_to_be_received_is_dropped_and_counted,
     u1_one_that_is_too_long_to_be_sent_is_an_error,
@@ -210,6 +211,23 @@ fn u1_datagrams_keep_their_bounds_and_all_arrive(setup: &Setup) {
             let back = receive(&peer);
             assert!(back == *datagram, "{} bytes of {}", back.len(), datagram.len());
         }
+    }
+}
+
+fn u1_those_that_wait_come_together(setup: &Setup) {
+    const COUNT: usize = 60;
+    let (reactor, journal) = (setup.reactor(), Journal::default());
+    let port = reactor.listen_udp(("127.0.0.1", 0), Talker::new(&journal)).unwrap();
+    let peer = udp();
+    (0..COUNT).for_each(|n| _ = peer.send_to(&[n as u8], address(&port)).unwrap());
+    let running = Running::start(reactor);
+    let came = |events: &[Event]| events.iter().filter(|event| matches!(event, Event::Data(..))).count();
+    journal.wait("all of them", |events| came(events) == COUNT);
+    let calls = running.reactor.stats().syscalls_total();
+    if setup.is_uring() && !setup.uring().multishot {
+        assert!(calls >= COUNT as u64, "{calls}: a receive that ends with each does not bring more than one");
+    } else {
+        assert!(calls <= COUNT as u64 / 2, "{calls} system calls for {COUNT} datagrams");
     }
 }
 

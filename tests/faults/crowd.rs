@@ -40,8 +40,8 @@ const PIECES_AT_ONCE: usize = 64;
 
 /// Questions to be answered while everybody else is stuck.
 const EXCHANGES: usize = 1000;
-/// System calls that one may take: receive, send and wait, and some to spare. Who is stuck costs none.
-const CALLS_PER_EXCHANGE: usize = 6;
+/// System calls that one may take: receive, send and wait, and one to spare. Who is stuck costs none.
+const CALLS_PER_EXCHANGE: usize = 4;
 
 const PEERS: usize = 10_000;
 

@@ -46,7 +46,6 @@ struct DatagramPort {
     ending: bool,
     /// What the kernel reads while it sends.
     sending: Option<Box<DatagramBatch>>,
-    max_packet_size: usize,
 }
 
 /// What the kernel has while a receive is armed.
@@ -101,8 +100,7 @@ impl DatagramPorts {
     ) {
         let many = if io.multishot { self.register(io, max_packet_size) } else { None };
         let receiving = many.unwrap_or_else(|| Receiving::once(max_packet_size));
-        let open =
-            DatagramPort { socket, receiving, armed: false, ending: false, sending: None, max_packet_size };
+        let open = DatagramPort { socket, receiving, armed: false, ending: false, sending: None };
         self.open.insert(port, open);
         self.arm(io, port);
     }
@@ -178,21 +176,7 @@ impl DatagramPorts {
             _ if ending => None,
             // Those who took all buffers have been told by the next wait.
             Ok(_) | Err(libc::ENOBUFS | libc::ECANCELED | libc::EINTR | libc::EAGAIN) => None,
-            Err(libc::EINVAL) if self.receive_once(io, port) => None,
             Err(raw) => Some(Found::Other(Event::DatagramsFailed { port, errno: Errno::from_raw(raw) })),
-        }
-    }
-
-    /// Does without a receive that stays armed, on a kernel that has none for datagrams. Answers whether that is new.
-    fn receive_once(&mut self, io: &Io, port: PortKey) -> bool {
-        let Some(open) = self.open.get_mut(&port) else { return false };
-        let once = Receiving::once(open.max_packet_size);
-        match std::mem::replace(&mut open.receiving, once) {
-            Receiving::Many { number, group, .. } => {
-                self.free(io, number, group);
-                true
-            }
-            Receiving::Once(_) => false,
         }
     }
 

@@ -417,7 +417,8 @@ fn builder(tier: Tier, completions: u32) -> io_uring::Builder {
             builder.setup_single_issuer().setup_defer_taskrun();
         }
         Tier::Coop => {
-            builder.setup_coop_taskrun();
+            // A single issuer is what Linux 6.0 has and 5.19 has not, whose datagrams no receive stays armed for.
+            builder.setup_single_issuer().setup_coop_taskrun();
         }
     }
     builder
