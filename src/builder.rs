@@ -77,8 +77,8 @@ impl ReactorBuilder {
     }
 
     /// How long a reactor that is being stopped, by `stop` or by a signal, goes on sending what was written before that; not at all, unless said
-    /// otherwise. Ports close at once and nothing more is received. Each connection ends when all of its output has gone, or when the
-    /// time is over, with [`Loss::Shutdown`](crate::Loss::Shutdown) either way; what has not gone is counted as
+    /// otherwise. Ports close at once and nothing more is received. A producer goes on until it is unregistered or the time is over. Each
+    /// connection ends when all of its output has gone, or when the time is over, with [`Loss::Shutdown`](crate::Loss::Shutdown) either way; what has not gone is counted as
     /// [`Count::BytesUnsent`](crate::Count::BytesUnsent). What has gone arrives, unless the peer does not stop sending: more than
     /// [`Limits::drain_max`](crate::Limits::drain_max) of that, or any of it after a cut, ends the connection with RST; so what its kernel has not
     /// acknowledged by then is counted as [`Count::BytesUnacknowledged`](crate::Count::BytesUnacknowledged). To finish more than that, such as requests under way, [hold the stop](Reactor::hold_stop).

@@ -141,6 +141,7 @@ struct Rare {
     clock: Option<Box<Clock>>,
     /// The reactor is being stopped, and waits no longer than until then.
     drain_until: Option<Instant>,
+    /// It was asked to drain. Unlike `drain_until` this stays once the end is decided: the driver asks for it when it closes the socket.
     was_drained: bool,
 }
 
@@ -247,7 +248,7 @@ impl Connection {
         self.rare.as_ref().is_some_and(|rare| rare.drain_until.is_some())
     }
 
-    /// Whether it did, also when that is over.
+    /// Whether it was [drained](Self::drain), from then on and also after `connection_lost`: what the peer has not acknowledged is counted then.
     pub fn was_drained(&self) -> bool {
         self.rare.as_ref().is_some_and(|rare| rare.was_drained)
     }

@@ -95,7 +95,7 @@ named! {
         /// Bytes written to connections that ended before the kernel took them.
         BytesUnsent = "bytes_unsent",
         /// Bytes that the kernel had taken of connections that were drained at a stop, and that the peer's kernel had not
-        /// acknowledged when they ended. They arrive, unless the peer goes on sending.
+        /// acknowledged when they ended. They arrive, unless the peer goes on sending. A FIN counts as one. Of Unix sockets there are none.
         BytesUnacknowledged = "bytes_unacknowledged",
         /// Waits of the loop.
         Waits = "waits",

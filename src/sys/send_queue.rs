@@ -7,8 +7,8 @@ use nix::{errno::Errno as NixErrno, libc};
 use super::local_address;
 use crate::address::Address;
 
-/// Bytes that went into this socket and that the peer's kernel has not acknowledged (`SIOCOUTQ`, tcp(7)). What goes into a Unix
-/// socket is the peer's at once.
+/// Bytes that went into this socket and that the peer's kernel has not acknowledged (`SIOCOUTQ`, tcp(7)); a FIN counts as one. What goes into a
+/// Unix socket is the peer's at once, and stays his after the close.
 pub(crate) fn unacknowledged(fd: BorrowedFd<'_>) -> usize {
     if matches!(local_address(fd), None | Some(Address::Unix(_))) {
         return 0;

@@ -5,6 +5,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     net::SocketAddr,
+    path::Path,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, Once, OnceLock, PoisonError,
         atomic::{AtomicUsize, Ordering::SeqCst},
@@ -366,6 +367,13 @@ impl<const H: bool> Script<H> {
     pub(crate) fn serve_behind(self, policies: &Policies, reactor: Reactor) -> Server {
         let journal = self.journal.clone();
         let port = reactor.listen_tcp(("127.0.0.1", 0), policies.wrap(self)).unwrap();
+        Server::start(journal, port, reactor)
+    }
+
+    /// Serves a Unix socket, which [`dial_unix`](Peer::dial_unix) connects to.
+    pub(crate) fn serve_unix(self, path: &Path, reactor: Reactor) -> Server {
+        let journal = self.journal.clone();
+        let port = reactor.listen_unix(path, self).unwrap();
         Server::start(journal, port, reactor)
     }
 }

@@ -28,6 +28,7 @@ mod reactor;
 mod reconnecting;
 mod rights;
 mod setups;
+mod streams;
 mod strings;
 mod timers;
 mod unix;

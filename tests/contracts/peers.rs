@@ -3,7 +3,11 @@
 use std::{
     io::{self, ErrorKind, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
-    os::fd::{AsRawFd, OwnedFd},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    path::Path,
     time::Duration,
 };
 
@@ -33,9 +37,20 @@ impl Peer {
     }
 
     pub(crate) fn new(stream: TcpStream) -> Self {
+        stream.set_nodelay(true).unwrap();
+        Self::patient(stream)
+    }
+
+    /// A peer over a Unix socket. Reading and writing is the same for any stream socket, whatever the standard library calls it.
+    pub(crate) fn dial_unix(path: &Path) -> Self {
+        let stream =
+            UnixStream::connect(path).unwrap_or_else(|error| panic!("dial {}: {error}", path.display()));
+        Self::patient(TcpStream::from(OwnedFd::from(stream)))
+    }
+
+    fn patient(stream: TcpStream) -> Self {
         stream.set_read_timeout(Some(LIMIT)).unwrap();
         stream.set_write_timeout(Some(LIMIT)).unwrap();
-        stream.set_nodelay(true).unwrap();
         Self(stream)
     }
 

@@ -22,3 +22,6 @@ mod peers;
 #[allow(dead_code)]
 #[path = "../contracts/setups.rs"]
 mod setups;
+#[allow(dead_code)]
+#[path = "../contracts/streams.rs"]
+mod streams;

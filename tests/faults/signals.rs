@@ -1,6 +1,11 @@
 //! SIGINT and SIGTERM (R3).
 
-use std::{fs, thread, time::Duration};
+use std::{
+    fs,
+    net::SocketAddr,
+    thread,
+    time::{Duration, Instant},
+};
 
 use nix::{
     sys::signal::{Signal, raise},
@@ -11,9 +16,10 @@ use ringspun::{Count, Reactor};
 use crate::{
     child::{Role, in_child, role, tell_parent},
     kit::{Event, Gate, Running, Script, Server, logged},
-    peers::LIMIT,
+    peers::{End, LIMIT, Peer},
     raw::{count_signals, counted_signals},
     setups::{Setup, on_every_backend},
+    streams::{Streams, read_stream},
 };
 
 on_every_backend!(
@@ -22,6 +28,7 @@ on_every_backend!(
     r3_a_second_signal_ends_at_once,
     r3_earlier_handlers_are_restored,
     r4_a_signal_drains,
+    r4_a_signal_waits_for_nobody_beyond_its_time_and_reports_what_is_unsent,
 );
 
 const SIGNALS: [Signal; 2] = [Signal::SIGTERM, Signal::SIGINT];
@@ -75,11 +82,67 @@ fn r4_a_signal_drains(setup: &Setup) {
     });
 }
 
+const READERS: usize = 4;
+/// Time enough for those who read; who does not takes all of it.
+const DRAIN: Duration = Duration::from_secs(3);
+
+fn r4_a_signal_waits_for_nobody_beyond_its_time_and_reports_what_is_unsent(setup: &Setup) {
+    let child = match role(setup.test) {
+        Role::Child => return stream_until_signalled(setup),
+        Role::Parent(child) => child,
+    };
+    let address: SocketAddr = child.hear().parse().unwrap();
+    let mut deaf = Peer::dial_narrow(address, 4096);
+    assert_eq!(child.hear(), "the first one is written to");
+    let dial = |_| {
+        let mut peer = Peer::dial(address);
+        thread::spawn(move || read_stream(&mut peer, |byte| byte))
+    };
+    let readers: Vec<_> = (0..READERS).map(dial).collect();
+    assert_eq!(child.hear(), "all are");
+    let signalled = Instant::now();
+    child.signal(Signal::SIGTERM);
+    let report = child.hear();
+    assert!(signalled.elapsed() < DRAIN + LIMIT, "{:?}", signalled.elapsed());
+    let [taken, taken_for_deaf, unsent] =
+        report.split(' ').map(|word| word.parse().unwrap()).collect::<Vec<usize>>()[..]
+    else {
+        panic!("{report}");
+    };
+    child.expect_success();
+    let (heard, end) = read_stream(&mut deaf, |byte| byte);
+    assert_eq!(end, End::Fin);
+    assert!(heard < taken_for_deaf, "the kernel took it all");
+    let mut got = 0;
+    for reader in readers {
+        let (count, end) = reader.join().unwrap();
+        assert_eq!(end, End::Fin);
+        got += count;
+    }
+    assert_eq!(heard + got + unsent, taken, "{heard} and {got} came");
+    assert_eq!(heard + unsent, taken_for_deaf, "who reads has missed it, too");
+}
+
+/// Says where it is, and when its streams flow; in the end how much `write` took, how much of that for the first peer, and how much it reports as unsent.
+fn stream_until_signalled(setup: &Setup) {
+    let streams = Streams::new(1 + READERS, 1);
+    let reactor = setup.build(setup.builder().signals(true).drain_timeout(DRAIN));
+    let mut server = streams.script().serve(reactor);
+    tell_parent(server.address());
+    server.journal.id(0);
+    tell_parent("the first one is written to");
+    streams.wait_until_they_flow();
+    tell_parent("all are");
+    server.running.wait().unwrap();
+    let unsent = server.count(Count::BytesUnsent);
+    tell_parent(format!("{} {} {unsent}", streams.all_taken(), streams.taken(0)));
+}
+
 /// The thread that called `run` is the test's own and ends a moment after it.
 fn settle_threads(before: usize) {
-    let until = std::time::Instant::now() + LIMIT;
+    let until = Instant::now() + LIMIT;
     while threads() > before {
-        assert!(std::time::Instant::now() < until, "{} threads are left over", threads() - before);
+        assert!(Instant::now() < until, "{} threads are left over", threads() - before);
         thread::yield_now();
     }
 }
@@ -134,9 +197,9 @@ fn wait_until_delivered(pid: Pid) {
         let line = |name| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
         line("ShdPnd:") != "0000000000000000" || line("SigPnd:") != "0000000000000000"
     };
-    let until = std::time::Instant::now() + LIMIT;
+    let until = Instant::now() + LIMIT;
     while pending() {
-        assert!(std::time::Instant::now() < until, "the signal is not delivered");
+        assert!(Instant::now() < until, "the signal is not delivered");
         thread::yield_now();
     }
 }
