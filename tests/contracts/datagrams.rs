@@ -119,14 +119,14 @@ impl DatagramProtocol for Talker {
     }
 }
 
-fn udp() -> UdpSocket {
+pub(crate) fn udp() -> UdpSocket {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.set_read_timeout(Some(LIMIT)).unwrap();
     socket
 }
 
 /// Calls again what a signal has interrupted: with a timeout the kernel does not do that itself.
-fn patient<T>(mut call: impl FnMut() -> io::Result<T>) -> T {
+pub(crate) fn patient<T>(mut call: impl FnMut() -> io::Result<T>) -> T {
     loop {
         match call() {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}

@@ -1,11 +1,11 @@
-//! The life of a connection: made once, lost once, told why, and nothing kept (C1-C4, C6, C11, C14, C16).
+//! The life of a connection: made once, lost once, told why, and nothing kept (C1-C4, C6, C14, C16).
 
 use std::{cell::Cell, collections::HashSet, iter, net::SocketAddr, time::Duration};
 
-use ringspun::{Address, ConnId, Count, FactoryCx, Limits, Producer, Production, Transport, Write};
+use ringspun::{Address, ConnId, Count, FactoryCx, Limits, Transport, Write};
 
 use crate::{
-    kit::{Drops, Event, Gate, Running, Script, Server, ignore, logged},
+    kit::{Drops, Event, Gate, Running, Script, Server, ignore},
     peers::{Bound, End, Peer, pattern},
     setups::{Setup, on_every_backend},
 };
@@ -24,9 +24,6 @@ on_every_backend!(
     c6_a_write_in_vain_asks_for_no_bytes,
     c6_a_stale_id_reaches_no_later_connection,
     c6_no_two_reactors_give_the_same_id,
-    c11_a_failure_ends_its_connection_only,
-    c11_a_panic_in_any_callback_ends_its_connection_only,
-    c11_a_panic_in_build_protocol_refuses_its_connection_only,
     c14_a_lost_connection_keeps_nothing_alive,
     c14_a_stopped_reactor_keeps_nothing_alive,
     c16_both_ends_have_their_addresses,
@@ -421,112 +418,6 @@ fn c6_a_stale_id_reaches_no_later_connection(setup: &Setup) {
     }
     let gone = Event::Note("Err(NotConnected)".into());
     server.journal.wait("all answers", |events| events.iter().filter(|event| **event == gone).count() == 60);
-}
-
-fn c11_a_failure_ends_its_connection_only(setup: &Setup) {
-    let text = format!("c11 {}.", setup.test);
-    let error = text.clone();
-    let script = Script::new().on_data(move |cx, conn, data| match conn.number {
-        0 => ignore(cx.transport.write(data)),
-        _ => {
-            let _ = cx.transport.write(b"half an answer");
-            cx.transport.fail(error.clone());
-            cx.transport.fail("a second failure of the same connection");
-        }
-    });
-    let server = script.serve(setup.reactor());
-    let mut bystander = server.dial_made(0);
-    let mut peer = server.dial_made(1);
-    peer.write(b"x");
-    peer.expect_reset();
-    assert_eq!(server.journal.wait_lost(1), format!("Callback({text:?})"));
-    bystander.ask(b"alive?", b"alive?");
-    assert_eq!(logged(&text), 1);
-}
-
-fn c11_a_panic_in_any_callback_ends_its_connection_only(setup: &Setup) {
-    const PLACES: [&str; 10] =
-        ["", "made", "data", "read_lost", "pause", "resume", "lost", "timer", "post", "produce"];
-    let test = setup.test;
-    let text = move |place: &str| format!("c11 in {place} of {test}.");
-    let panics = move |number: usize, place: &str| {
-        if PLACES[number] == place {
-            panic!("{}", text(place));
-        }
-    };
-    let much = vec![7; 4 << 20];
-    let script = Script::half_closeable()
-        .on_made(move |_, conn| panics(conn.number, "made"))
-        .on_data(move |cx, conn, data| {
-            panics(conn.number, "data");
-            match PLACES[conn.number] {
-                "" => ignore(cx.transport.write(data)),
-                "pause" | "resume" => ignore(cx.transport.write(&much)),
-                "lost" => cx.transport.lose_connection(),
-                "produce" => {
-                    let bomb = Bomb(text("produce"));
-                    cx.transport.register_producer(bomb, Production::Pull).unwrap();
-                }
-                "timer" => drop(cx.call_later(Duration::ZERO, move |me, _| panics(me.conn.number, "timer"))),
-                "post" => {
-                    let id = cx.transport.id();
-                    cx.post(id, move |me, _| panics(me.conn.number, "post"));
-                }
-                _ => {}
-            }
-        })
-        .on_read_lost(move |_, conn| panics(conn.number, "read_lost"))
-        .on_pause(move |_, conn| panics(conn.number, "pause"))
-        .on_resume(move |_, conn| panics(conn.number, "resume"))
-        .on_lost(move |_, conn, _| panics(conn.number, "lost"));
-    let server = script.serve(setup.reactor());
-    let mut bystander = server.dial_made(0);
-    for (number, place) in PLACES.iter().enumerate().skip(1) {
-        let mut peer = server.dial_made(number);
-        if *place == "read_lost" {
-            peer.finish_writing();
-        } else if *place != "made" {
-            peer.write(b"x");
-        }
-        peer.read_to_end();
-        let wanted = match *place {
-            "lost" => "Done".to_owned(),
-            _ => format!("Panicked({:?})", text(place)),
-        };
-        drop(peer);
-        assert_eq!(server.journal.wait_lost(number), wanted, "{place}");
-        bystander.ask(b"alive?", b"alive?");
-        server.journal.wait("the log", |_| logged(&text(place)) > 0);
-        assert_eq!(logged(&text(place)), 1, "{place}");
-        let losses = |event: &Event| matches!(event, Event::Lost(n, _) if *n == number);
-        assert_eq!(server.journal.count(losses), 1, "{place}");
-    }
-}
-
-/// A producer that panics when it is asked.
-struct Bomb(String);
-
-impl Producer for Bomb {
-    fn resume_producing(&mut self, _transport: &mut Transport<'_>) {
-        panic!("{}", self.0);
-    }
-}
-
-fn c11_a_panic_in_build_protocol_refuses_its_connection_only(setup: &Setup) {
-    let text = format!("c11 in build of {}.", setup.test);
-    let panics = text.clone();
-    let script = Script::echo().on_build(move |_, number| match number {
-        1 => panic!("{panics}"),
-        _ => true,
-    });
-    let server = script.serve(setup.reactor());
-    let mut bystander = server.dial_made(0);
-    server.dial().read_to_end();
-    bystander.ask(b"alive?", b"alive?");
-    server.dial_made(2).ask(b"and another", b"and another");
-    assert_eq!(logged(&text), 1);
-    assert_eq!(server.count(Count::RefusedByFactory), 1);
-    assert!(!server.journal.has(&Event::Made(1)));
 }
 
 fn c14_a_lost_connection_keeps_nothing_alive(setup: &Setup) {

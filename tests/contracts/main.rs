@@ -19,6 +19,7 @@ mod kit;
 mod life;
 mod listening;
 mod page;
+mod panics;
 mod pausing;
 mod peers;
 mod policies;

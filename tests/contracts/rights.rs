@@ -90,7 +90,7 @@ fn serve<F: Factory>(running: &Running, factory: impl IntoFactory<F>) -> UnixStr
 }
 
 /// Sends bytes with descriptors from outside of the reactor.
-fn send_along(stream: &UnixStream, bytes: &[u8], descriptors: &[&dyn AsRawFd]) {
+pub(crate) fn send_along(stream: &impl AsRawFd, bytes: &[u8], descriptors: &[&dyn AsRawFd]) {
     let raw: Vec<_> = descriptors.iter().map(|descriptor| descriptor.as_raw_fd()).collect();
     let control = [ControlMessage::ScmRights(&raw)];
     let sent = sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(bytes)], &control, MsgFlags::empty(), None);
