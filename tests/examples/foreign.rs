@@ -47,7 +47,9 @@ fn icmp_messages_are_counted(backend: &str) {
     // A machine of CI may not allow it; then the other test has to do.
     let allowed = socket(AddressFamily::Inet, SockType::Raw, SockFlag::empty(), SockProtocol::Icmp);
     if let Err(errno) = allowed {
-        return println!("not tested, for there is no CAP_NET_RAW here: {errno}");
+        return println!(
+            "icmp_messages_are_counted on {backend} is skipped: there is no CAP_NET_RAW here ({errno})"
+        );
     }
     // An address of its own: a raw socket hears what others cause, too.
     let [.., high, low] = std::process::id().to_be_bytes();
