@@ -30,6 +30,8 @@ on_every_backend!(
     o3_what_is_sent_keeps_to_the_budget_and_is_whole,
     o3_what_is_received_keeps_to_the_budget_and_is_whole,
     o3_a_budget_is_shared_and_nobody_starves,
+    o3_nobody_is_sent_much_more_than_another,
+    o3_nobody_is_heard_much_more_than_another,
     o3_a_producer_goes_at_the_throttles_pace,
     o3_a_connection_that_ends_while_it_is_held_up_ends_once,
     o3_those_who_end_leave_their_turns_to_others,
@@ -297,6 +299,104 @@ fn o3_a_budget_is_shared_and_nobody_starves(setup: &Setup) {
         assert_same(&reader.join().unwrap(), &pattern(number as u64, MUCH / PEERS));
     }
     assert!(start.elapsed() >= least(MUCH), "{:?}", start.elapsed());
+}
+
+/// How many share a budget and have no end.
+const GREEDY: usize = 6;
+
+/// What each of them has had.
+struct Shares {
+    had: Mutex<[usize; GREEDY]>,
+    /// They are compared when all together have had so much each.
+    average: usize,
+}
+
+impl Shares {
+    /// Compares what each has had by then, in bytes and not in time. They take turns, so it is nearly the same, but for threads that stood still
+    /// meanwhile: of a few attempts one shows it, and none does where they do not take turns.
+    fn are_alike(average: usize, attempt: impl Fn(&Arc<Self>)) {
+        let mut seen = Vec::new();
+        for _ in 0..5 {
+            let shares = Arc::new(Self { had: Mutex::default(), average });
+            attempt(&shares);
+            let had = *shares.had.lock().unwrap();
+            assert!(had.iter().sum::<usize>() >= GREEDY * average);
+            let (least, most) = (had.iter().min().unwrap(), had.iter().max().unwrap());
+            if *most <= 2 * least {
+                return;
+            }
+            seen.push(had);
+        }
+        panic!("some have had more than twice as much as others: {seen:?}");
+    }
+
+    /// Counts what has passed, until it is time to compare; whether it is.
+    fn are_complete(&self, number: usize, bytes: usize) -> bool {
+        let mut had = self.had.lock().unwrap();
+        let complete = had.iter().sum::<usize>() >= GREEDY * self.average;
+        if !complete {
+            had[number] += bytes;
+        }
+        complete
+    }
+}
+
+fn o3_nobody_is_sent_much_more_than_another(setup: &Setup) {
+    /// Writes a little whenever what it wrote before has gone.
+    struct Endless {
+        shares: Arc<Shares>,
+        conn: crate::kit::Conn,
+        gone: usize,
+    }
+
+    impl ringspun::Producer for Endless {
+        fn resume_producing(&mut self, transport: &mut ringspun::Transport<'_>) {
+            if self.shares.are_complete(self.conn.number, self.gone) {
+                self.conn.note("over");
+                return transport.unregister_producer();
+            }
+            self.gone = 1 << 10;
+            let _ = transport.write(&[b'.'; 1 << 10]);
+        }
+    }
+
+    // So little that it fits into their sockets: nobody has to hurry to read it.
+    Shares::are_alike(48 << 10, |shares| {
+        let (throttle, shares) = (Throttle::new().write(RATE), Arc::clone(shares));
+        let script = Script::new().on_data(move |cx, conn, _| {
+            let endless = Endless { shares: Arc::clone(&shares), conn: conn.clone(), gone: 0 };
+            cx.transport.register_producer(endless, Production::Pull).unwrap();
+        });
+        let server = script.serve_behind(&Policies::new().throttle(&throttle), setup.reactor());
+        let mut peers: Vec<_> = (0..GREEDY).map(|number| server.dial_made(number)).collect();
+        peers.iter_mut().for_each(|peer| peer.write(b"!"));
+        server.journal.wait_note("over");
+    });
+}
+
+fn o3_nobody_is_heard_much_more_than_another(setup: &Setup) {
+    const FAST: u64 = 20_000_000;
+    // Several pieces of 64 KiB, most of which wait in their sockets from the beginning.
+    Shares::are_alike(512 << 10, |shares| {
+        let (throttle, shares) = (Throttle::new().read(FAST), Arc::clone(shares));
+        let script =
+            Script::new().on_made(|cx, _| cx.transport.pause_producing()).on_data(move |_, conn, data| {
+                if shares.are_complete(conn.number, data.len()) {
+                    conn.note("over");
+                }
+            });
+        let policies = Policies::new().throttle(&throttle);
+        let server = script.serve_behind(&policies, setup.reactor());
+        let peers: Vec<_> = (0..GREEDY).map(|number| server.dial_made(number)).collect();
+        let writers: Vec<_> = peers
+            .into_iter()
+            .map(|mut peer| thread::spawn(move || peer.write_until_broken(usize::MAX)))
+            .collect();
+        (0..GREEDY).for_each(|number| server.act_on(number, |transport| transport.resume_producing()));
+        server.journal.wait_note("over");
+        drop(server);
+        writers.into_iter().for_each(|writer| assert!(writer.join().unwrap() > 0));
+    });
 }
 
 fn o3_a_producer_goes_at_the_throttles_pace(setup: &Setup) {
