@@ -23,6 +23,7 @@ on_every_backend!(
     c7_draining_ends_at_its_limit_of_time,
     c7_a_close_that_cannot_finish_becomes_an_abort,
     c10_abort_resets_a_peer_that_never_reads,
+    c10_abort_ends_many_long_sends_at_once,
     c10_abort_works_in_every_state,
     c15_lose_write_connection_flushes_then_shuts_one_half,
     c15_an_aware_protocol_goes_on_writing_after_the_fin,
@@ -213,6 +214,25 @@ fn c10_abort_resets_a_peer_that_never_reads(setup: &Setup) {
     assert!(got.len() < 12 << 20, "unsent bytes are dropped");
     server.stop();
     assert_eq!(server.journal.count(|event| matches!(event, Event::Lost(..))), 1);
+}
+
+fn c10_abort_ends_many_long_sends_at_once(setup: &Setup) {
+    const PEERS: usize = 20;
+    let much = shared(&[0; MUCH]);
+    let script = Script::new().on_made(move |cx, _| ignore(cx.transport.write_shared(&much)));
+    let mut server = script.serve(setup.reactor());
+    let dial = |number| {
+        let peer = Peer::dial_narrow(server.address(), 4096);
+        (server.journal.id(number), peer)
+    };
+    let (ids, peers): (Vec<_>, Vec<_>) = (0..PEERS).map(dial).unzip();
+    // A few turns, so that the sends are in flight and stuck.
+    server.let_it_turn();
+    server.act(move |transport| ids.iter().for_each(|id| transport.to(*id).abort_connection()));
+    (0..PEERS).for_each(|number| assert_eq!(server.journal.wait_lost(number), "Aborted"));
+    // Nobody has read anything, which would give a send room that goes on.
+    server.stop();
+    peers.into_iter().for_each(|mut peer| peer.expect_reset());
 }
 
 fn c10_abort_works_in_every_state(setup: &Setup) {
