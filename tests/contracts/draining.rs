@@ -212,7 +212,7 @@ fn drain(
     streams: &Streams,
     mut deaf: Vec<Peer>,
     readers: Vec<Peer>,
-    change: fn(u8) -> u8,
+    change: Change,
 ) -> Drained {
     let reading = |mut peer: Peer| thread::spawn(move || read_stream(&mut peer, change));
     let readers: Vec<_> = readers.into_iter().map(reading).collect();
@@ -242,6 +242,9 @@ fn dial(server: &Server, deaf: usize) -> (Vec<Peer>, Vec<Peer>) {
     let deaf_peers = (0..deaf).map(narrow).collect();
     (deaf_peers, (deaf..deaf + READERS).map(|number| server.dial_made(number)).collect())
 }
+
+/// What the reader of a stream undoes with each byte.
+type Change = fn(u8) -> u8;
 
 fn same(byte: u8) -> u8 {
     byte
@@ -319,8 +322,8 @@ fn r4_no_byte_is_lost_behind_filters_and_throttles(setup: &Setup) {
     const RATE: u64 = 16_000_000;
     let throttle = || Throttle::new().write(RATE);
     let turning = || Policies::new().filter(|_| Turning);
-    let kinds: [(Policies, fn(u8) -> u8); 4] = [
-        (turning(), turned),
+    let kinds = [
+        (turning(), turned as Change),
         (Policies::new().throttle(&throttle()), same),
         (Policies::new().throttle_each(&throttle()), same),
         (turning().throttle(&throttle()), turned),
