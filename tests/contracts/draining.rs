@@ -362,6 +362,8 @@ fn r4_no_byte_is_lost_over_unix_sockets(setup: &Setup) {
         let Drained { server, unsent, .. } = drain(server, &streams, peers, readers, same);
         assert_eq!(unsent > 0, short, "{unsent} in {milliseconds} ms");
         assert_eq!(server.count(Count::BytesUnacknowledged), 0, "what was sent is the peer's");
-        talkers.into_iter().for_each(|talker| drop(talker.join().unwrap()));
+        for talker in talkers {
+            talker.join().unwrap();
+        }
     }
 }
