@@ -366,13 +366,13 @@ fn c9_a_peer_that_does_not_read_is_not_waited_for(setup: &Setup) {
         cx.transport.register_producer(Endless, Production::Pull).unwrap();
         cx.transport.lose_connection();
     });
-    let limits = Limits { close_timeout: Duration::from_millis(300), ..Limits::default() };
+    let limits = Limits { close_timeout: Duration::from_millis(800), ..Limits::default() };
     let server = script.serve(setup.limited(limits));
     let mut peer = Peer::dial_narrow(server.address(), 4096);
     server.journal.id(0);
     // For as long as it reads, it is.
     let mut buffer = vec![0; 100_000];
-    let reads_until = Instant::now() + Duration::from_millis(900);
+    let reads_until = Instant::now() + Duration::from_millis(2000);
     while Instant::now() < reads_until {
         assert_ne!(peer.read_some(&mut buffer).unwrap(), 0, "it was given up while it read");
     }
