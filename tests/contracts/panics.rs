@@ -102,7 +102,7 @@ fn c11_a_panic_in_any_callback_ends_its_connection_only(setup: &Setup) {
         drop(peer);
         assert_eq!(server.journal.wait_lost(number), wanted, "{place}");
         bystander.ask(b"alive?", b"alive?");
-        server.journal.wait("the log", |_| logged(&text(place)) > 0);
+        wait_logged(&text(place));
         assert_eq!(logged(&text(place)), 1, "{place}");
         let losses = |event: &Event| matches!(event, Event::Lost(n, _) if *n == number);
         assert_eq!(server.journal.count(losses), 1, "{place}");
