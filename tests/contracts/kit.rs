@@ -7,7 +7,7 @@ use std::{
     net::SocketAddr,
     path::Path,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, Once, OnceLock, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, Once, PoisonError,
         atomic::{AtomicUsize, Ordering::SeqCst},
         mpsc::{self, Receiver, RecvTimeoutError, Sender},
     },
@@ -735,7 +735,8 @@ impl Tally {
 }
 
 /// Everything that was logged by this process.
-static RECORDS: OnceLock<Mutex<Vec<String>>> = OnceLock::new();
+static RECORDS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+static RECORD_ADDED: Condvar = Condvar::new();
 
 struct Keeper;
 
@@ -746,7 +747,8 @@ impl log::Log for Keeper {
 
     fn log(&self, record: &log::Record<'_>) {
         let text = format!("{} {}", record.level(), record.args());
-        RECORDS.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner).push(text);
+        records().push(text);
+        RECORD_ADDED.notify_all();
     }
 
     fn flush(&self) {}
@@ -761,8 +763,23 @@ pub(crate) fn keep_log_records() {
     });
 }
 
+fn records() -> MutexGuard<'static, Vec<String>> {
+    RECORDS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// How many log records contain this text.
 pub(crate) fn logged(text: &str) -> usize {
-    let records = RECORDS.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
-    records.iter().filter(|record| record.contains(text)).count()
+    records().iter().filter(|record| record.contains(text)).count()
+}
+
+/// Waits for a log record that contains this text.
+pub(crate) fn wait_logged(text: &str) {
+    let (deadline, mut records, mut looked_at) = (Instant::now() + LIMIT, records(), 0);
+    while !records[looked_at..].iter().any(|record| record.contains(text)) {
+        // All tests log into one place: who looked at everything each time would keep the others from it.
+        looked_at = records.len();
+        let left = deadline.saturating_duration_since(Instant::now());
+        assert!(!left.is_zero(), "nobody says {text}");
+        records = RECORD_ADDED.wait_timeout(records, left).unwrap_or_else(PoisonError::into_inner).0;
+    }
 }

@@ -2,8 +2,7 @@
 
 use std::{
     os::{fd::OwnedFd, unix::net::UnixStream},
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use ringspun::{
@@ -13,8 +12,8 @@ use ringspun::{
 
 use crate::{
     datagrams::{patient, udp},
-    kit::{Event, Gate, Journal, Running, Script, ignore, logged},
-    peers::{LIMIT, Peer},
+    kit::{Event, Gate, Journal, Running, Script, ignore, logged, wait_logged},
+    peers::Peer,
     rights::send_along,
     setups::{Setup, on_every_backend},
     unix::Folder,
@@ -269,14 +268,6 @@ fn c11_a_panic_in_a_callback_that_is_rarely_called_ends_its_connection_only(setu
         assert_eq!(journal.count(lost), 1, "{number}");
     }
     Peer::dial_unix(&path).ask(b"and another", b"and another");
-}
-
-fn wait_logged(text: &str) {
-    let begun = Instant::now();
-    while logged(text) == 0 {
-        assert!(begun.elapsed() < LIMIT, "nobody says {text}");
-        thread::yield_now();
-    }
 }
 
 fn c11_a_panic_in_an_answer_to_no_connection_ends_nothing(setup: &Setup) {
