@@ -65,7 +65,7 @@ pub enum Tier {
     Full,
     /// Linux 6.1: deferred task work (`IORING_SETUP_DEFER_TASKRUN`).
     Defer,
-    /// Linux 6.0: cooperative task work (`IORING_SETUP_COOP_TASKRUN`). Receives from connections end with each piece, and
+    /// Linux 6.0: cooperative task work (`IORING_SETUP_COOP_TASKRUN`), and one thread that submits (`IORING_SETUP_SINGLE_ISSUER`, as in the others). Receives from connections end with each piece, and
     /// datagrams are sent by `sendmmsg(2)`.
     Coop,
 }

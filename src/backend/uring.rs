@@ -57,6 +57,9 @@ pub(crate) use prove::prove;
 /// Sheds at most this many peers at once when descriptors run out.
 const SHED_MAX: usize = 64;
 
+/// In the user data of a cancel; the rest names what it cancels.
+const CANCEL: u64 = 1 << 62;
+
 /// What a completion is for; the top byte of its user data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -66,8 +69,6 @@ enum Kind {
     Send,
     Accept,
     Wake,
-    /// A cancel of what no connection has: its own result says nothing that the cancelled operation's does not.
-    Cancel,
     Close,
     Shutdown,
     Connect,
@@ -81,18 +82,15 @@ enum Kind {
     ReceiveMessage,
     /// A poll of a foreign descriptor.
     Watch,
-    /// A cancel of a connection's operation, which may have to be made again.
-    CancelOf,
 }
 
 impl Kind {
-    const ALL: [Self; 17] = [
+    const ALL: [Self; 15] = [
         Self::Receive,
         Self::ReceiveLarge,
         Self::Send,
         Self::Accept,
         Self::Wake,
-        Self::Cancel,
         Self::Close,
         Self::Shutdown,
         Self::Connect,
@@ -103,7 +101,6 @@ impl Kind {
         Self::SendDatagram,
         Self::ReceiveMessage,
         Self::Watch,
-        Self::CancelOf,
     ];
 
     /// User data of an operation of a connection.
@@ -116,6 +113,7 @@ impl Kind {
         (self as u64) << 56 | u64::from(key)
     }
 
+    /// None for a cancel.
     fn from(user_data: u64) -> Option<Self> {
         Self::ALL.get(((user_data >> 56) as usize).wrapping_sub(1)).copied()
     }
@@ -152,6 +150,16 @@ impl Slot {
             ending: Ending::No,
             sending: Sending::default(),
             name: None,
+        }
+    }
+
+    /// Whether an operation is in flight that has been cancelled.
+    fn is_to_end(&self, kind: Kind) -> bool {
+        let reaping = self.ending == Ending::Reaping;
+        match kind {
+            Kind::Send => reaping && self.sending.is_patient(),
+            Kind::Connect => reaping && self.name.is_some(),
+            _ => (reaping || self.receiving.cancelling) && self.receiving.kind() == Some(kind),
         }
     }
 }
@@ -476,16 +484,9 @@ impl Io {
         unsafe { self.ring.push(entry.user_data(kind.of(id))) };
     }
 
-    /// Asks the kernel to end an operation of a port or of a foreign descriptor.
+    /// Asks the kernel to end the operation of this user data, again and again if need be (`Io::cancelled`).
     fn cancel(&mut self, user_data: u64) {
-        let cancel = opcode::AsyncCancel::new(user_data).build().user_data(Kind::Cancel.of_port(0));
-        // SAFETY: a cancel points to nothing.
-        unsafe { self.ring.push(cancel) };
-    }
-
-    /// Asks the kernel to end an operation of a connection.
-    fn cancel_of(&mut self, id: ConnId, kind: Kind) {
-        let cancel = opcode::AsyncCancel::new(kind.of(id)).build().user_data(Kind::CancelOf.of(id));
+        let cancel = opcode::AsyncCancel::new(user_data).build().user_data(CANCEL | user_data);
         // SAFETY: a cancel points to nothing.
         unsafe { self.ring.push(cancel) };
     }
@@ -556,33 +557,13 @@ impl Io {
             _ => self.cancel_receive(id),
         }
         if sending {
-            self.cancel_of(id, Kind::Send);
+            self.cancel(Kind::Send.of(id));
         }
         if connecting {
-            self.cancel_of(id, Kind::Connect);
+            self.cancel(Kind::Connect.of(id));
         }
         self.hurry(id);
         self.close_if_reaped(id);
-    }
-
-    /// A cancel has found nothing: the operation is over, or was just on its way from one of the kernel's lists to another, as one is whose
-    /// socket gets room while it begins to wait for that. Unless it is cancelled again, it then waits for as long as the peer likes.
-    fn cancel_again(&mut self, id: ConnId) {
-        let Some(slot) = self.slot(id) else { return };
-        let (receiving, sending, connecting) = match slot.ending {
-            Ending::No => (slot.receiving.cancelling, false, false),
-            Ending::Reaping => (true, slot.sending.is_patient(), slot.name.is_some()),
-            Ending::Closing => return,
-        };
-        if receiving {
-            self.cancel_receive(id);
-        }
-        if sending {
-            self.cancel_of(id, Kind::Send);
-        }
-        if connecting {
-            self.cancel_of(id, Kind::Connect);
-        }
     }
 
     fn count_reset_calls(&self, armed: bool) {

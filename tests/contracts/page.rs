@@ -95,6 +95,6 @@ fn every_setup_runs_on_the_backend_it_names() {
         }
         report += &format!("  {:<17} {info}\n", setup.name);
     }
-    // Past the test harness, which would keep it to itself.
-    std::io::stdout().write_all(report.as_bytes()).unwrap();
+    // Past the test harness, which would keep it to itself, and not into what it prints.
+    std::io::stderr().write_all(report.as_bytes()).unwrap();
 }

@@ -31,6 +31,7 @@ impl<'a> Waiting<'a> {
 
     /// Waits for events; 0 of them if it was interrupted.
     pub(super) fn wait(&self, events: &mut [EpollEvent]) -> io::Result<usize> {
+        self.tally.count(Counted::Waits);
         if !self.spin.is_zero() {
             let begun = Instant::now();
             while begun.elapsed() < self.spin {
@@ -45,7 +46,6 @@ impl<'a> Waiting<'a> {
 
     fn look(&self, events: &mut [EpollEvent], timeout: EpollTimeout) -> io::Result<usize> {
         self.tally.count(Counted::EpollWait);
-        self.tally.count(Counted::Waits);
         match self.epoll.wait(events, timeout) {
             Err(Errno::EINTR) => Ok(0),
             count => {

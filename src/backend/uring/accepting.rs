@@ -26,6 +26,13 @@ pub(super) struct Accepting {
     pub(super) ending: bool,
 }
 
+impl Accepting {
+    /// Whether an accept is in flight that has been cancelled.
+    pub(super) fn is_to_end(&self) -> bool {
+        self.armed && self.ending
+    }
+}
+
 impl Io {
     pub(super) fn arm_accept(&mut self, port: PortKey) {
         let (direct, multishot) = (self.direct, self.multishot);

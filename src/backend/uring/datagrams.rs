@@ -254,6 +254,11 @@ impl DatagramPorts {
         self.close_if_idle(io, port);
     }
 
+    /// Whether a receive is in flight that has been cancelled.
+    pub(super) fn is_to_end(&self, port: PortKey) -> bool {
+        self.open.get(&port).is_some_and(|open| open.armed && open.ending)
+    }
+
     /// Lets go of a port of which the kernel has nothing any more.
     fn close_if_idle(&mut self, io: &mut Io, port: PortKey) {
         let idle = |open: &DatagramPort| open.ending && !open.armed && open.sending.is_none();

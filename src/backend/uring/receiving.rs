@@ -53,6 +53,11 @@ impl Default for Receiving {
 }
 
 impl Receiving {
+    /// What is in flight, as user data calls it.
+    pub(super) fn kind(&self) -> Option<Kind> {
+        self.armed.map(|size| if self.messages { Kind::ReceiveMessage } else { kind(size) })
+    }
+
     /// Learns from the length of a piece. Answers whether the other size is the better one from now on.
     fn learn(&mut self, came: Size, len: u32, small: u32) -> bool {
         if came != self.size {
@@ -110,11 +115,9 @@ impl Io {
     }
 
     pub(super) fn cancel_receive(&mut self, id: ConnId) {
-        let Some(Receiving { armed: Some(size), messages, .. }) = self.slot(id).map(|slot| slot.receiving)
-        else {
-            return;
-        };
-        self.cancel_of(id, if messages { Kind::ReceiveMessage } else { kind(size) });
+        if let Some(kind) = self.slot(id).and_then(|slot| slot.receiving.kind()) {
+            self.cancel(kind.of(id));
+        }
     }
 
     fn arm_receive(&mut self, id: ConnId, buffers: &Buffers) {

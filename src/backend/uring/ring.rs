@@ -59,6 +59,11 @@ pub(super) struct Completion {
 }
 
 impl Completion {
+    #[cfg(test)]
+    pub(super) fn of(user_data: u64, result: i32) -> Self {
+        Self { marked: user_data, result, flags: 0 }
+    }
+
     pub(super) fn user_data(self) -> u64 {
         self.marked & !QUIET
     }
@@ -376,17 +381,23 @@ impl Ring {
     /// Cancels everything and takes completions until nothing is in flight; `false` if the kernel
     /// would not let go.
     pub(super) fn drain(&mut self, mut leave: impl FnMut(Completion)) -> bool {
-        let cancel = opcode::AsyncCancel2::new(types::CancelBuilder::any()).build();
-        // SAFETY: a cancel points to nothing.
-        unsafe { self.push(cancel) };
+        let mut stuck = true;
         for _ in 0..1000 {
+            // What is on its way from one of the kernel's lists to another is missed by the first.
+            if stuck {
+                let cancel = opcode::AsyncCancel2::new(types::CancelBuilder::any()).build();
+                // SAFETY: a cancel points to nothing.
+                unsafe { self.push(cancel) };
+            }
+            let _ = self.submit_and_wait(Wait::One, Duration::from_millis(10));
+            let before = self.in_flight;
             while let Some(completion) = self.pop() {
                 leave(completion);
             }
             if self.in_flight == 0 {
                 return true;
             }
-            let _ = self.submit_and_wait(Wait::One, Duration::from_millis(10));
+            stuck = self.in_flight == before;
         }
         false
     }

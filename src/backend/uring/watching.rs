@@ -28,6 +28,13 @@ pub(super) struct Watching {
     armed: Option<Interest>,
 }
 
+impl Watching {
+    /// Whether a poll is in flight that has been cancelled.
+    pub(super) fn is_to_end(&self) -> bool {
+        self.armed.is_some_and(|armed| armed != self.wanted)
+    }
+}
+
 impl Watcher for Uring {
     fn watch(&mut self, key: WatchKey, file: &Arc<WatchedFile>, interest: Interest) {
         let io = &mut self.io;
