@@ -12,7 +12,7 @@ use std::{
 };
 
 use ringspun::{
-    BoxError, Count, Production, Reactor, Write,
+    BoxError, Count, Phase, Production, Reactor, SystemEvent, Write,
     policies::{Filter, Policies, Throttle},
 };
 
@@ -217,7 +217,10 @@ fn drain(
     let reading = |mut peer: Peer| thread::spawn(move || read_stream(&mut peer, change));
     let readers: Vec<_> = readers.into_iter().map(reading).collect();
     streams.wait_until_they_flow();
-    streams.end();
+    // All connections drain by then. A producer that has unregistered itself before would show an ordinary close.
+    let ending = streams.clone();
+    let end = move |_: &Reactor| ending.end();
+    server.running.reactor.add_system_event_trigger(Phase::During, SystemEvent::Shutdown, end);
     server.stop();
     let deaf = deaf.iter_mut().map(|peer| read_stream(peer, change));
     let ends: Vec<_> = deaf.chain(readers.into_iter().map(|reader| reader.join().unwrap())).collect();
