@@ -29,6 +29,7 @@ mod reactor;
 mod reconnecting;
 mod rights;
 mod setups;
+mod standstill;
 mod streams;
 mod strings;
 mod timers;

@@ -17,6 +17,7 @@ use crate::{
     kit::{Drops, Event, Guard, Journal, Script, ignore, logged},
     peers::{End, LIMIT, Peer, assert_same, pattern},
     setups::{Setup, on_every_backend},
+    standstill::unless_it_stood_still,
 };
 
 on_every_backend!(
@@ -164,27 +165,24 @@ fn o1_a_time_out_cuts_a_producer_short(setup: &Setup) {
     producers.wait_for(0);
 }
 
-/// Makes attempts to show that a time-out of so long leaves somebody alone, each with twice the time, until one does. An attempt says whether it did, and for
-/// how long its peer has done nothing: a peer that stood still with its machine may have been idle, any other must not.
-fn unless_it_stood_still(attempt: impl Fn(Duration) -> (bool, Duration)) {
-    for doubled in 0..4 {
-        let limit = Duration::from_millis(800 << doubled);
-        let (left_alone, pause) = attempt(limit);
-        if left_alone {
-            return;
-        }
-        assert!(pause >= limit / 2, "who was never idle for longer than {pause:?} was ended after {limit:?}");
-    }
-    panic!("the machine stands still");
+/// The time-out of a first attempt.
+const IDLE: Duration = Duration::from_millis(800);
+
+/// Whether it is still answered.
+fn is_answered(peer: &mut Peer) -> bool {
+    peer.0.write_all(b"x").is_ok() && peer.read_some(&mut [0; 8]).is_ok_and(|count| count == 1)
 }
 
 fn o2_an_idle_connection_ends_and_a_busy_one_does_not(setup: &Setup) {
-    unless_it_stood_still(|limit| {
+    unless_it_stood_still(IDLE, |limit, pauses| {
         let server = Script::echo().serve_behind(&Policies::new().idle_timeout(limit), setup.reactor());
         let (mut idle, mut busy) = (server.dial_made(0), server.dial_made(1));
         let said = Instant::now();
-        idle.ask(b"x", b"x");
-        let (mut last, mut pause, mut answered) = (Instant::now(), Duration::ZERO, true);
+        let mut answered = is_answered(&mut idle);
+        pauses.end();
+        if !answered {
+            return false;
+        }
         // The idle one closes, too, when it is told to.
         let closing = thread::spawn(move || {
             idle.expect_fin();
@@ -193,14 +191,13 @@ fn o2_an_idle_connection_ends_and_a_busy_one_does_not(setup: &Setup) {
         let lost = || server.journal.count(|event| matches!(event, Event::Lost(0, _))) > 0;
         while answered && (!lost() || said.elapsed() < 2 * limit) {
             assert!(said.elapsed() < limit + LIMIT, "nobody minds the idle one");
-            answered = busy.0.write_all(b"x").is_ok() && busy.read_some(&mut [0; 8]).is_ok_and(|n| n == 1);
-            pause = pause.max(last.elapsed());
-            last = Instant::now();
+            answered = is_answered(&mut busy);
+            pauses.end();
             thread::sleep(limit / 16);
         }
         closing.join().unwrap();
         assert_eq!(server.journal.wait_lost(0), "TimedOut(Idle)");
-        (answered, pause)
+        answered
     });
 }
 
@@ -217,20 +214,20 @@ fn o2_a_connection_that_this_side_makes_is_idle_too(setup: &Setup) {
 fn o2_who_reads_a_long_write_slowly_is_not_idle(setup: &Setup) {
     const STEPS: usize = 24;
     const STEP: usize = 1 << 20;
-    unless_it_stood_still(|limit| {
+    unless_it_stood_still(IDLE, |limit, pauses| {
         let script = Script::new().on_made(|cx, _| ignore(cx.transport.write(&vec![0; STEPS * STEP])));
         let server = script.serve_behind(&Policies::new().idle_timeout(limit), setup.reactor());
         let mut peer = Peer::dial_narrow(server.address(), 64 << 10);
-        let (mut last, mut pause) = (Instant::now(), Duration::ZERO);
         for _ in 0..STEPS {
             // What was written is delivered, even if the connection ends for its time-out.
             peer.read_exactly(STEP);
-            pause = pause.max(last.elapsed());
-            last = Instant::now();
+            pauses.end();
             thread::sleep(limit / 8);
         }
         drop(peer);
-        (server.journal.wait_lost(0) == "Done", pause)
+        let reason = server.journal.wait_lost(0);
+        pauses.end();
+        reason == "Done"
     });
 }
 
