@@ -319,14 +319,18 @@ fn u1_what_the_kernel_does_not_take_is_told(setup: &Setup) {
     }
 }
 
-/// A UDP port at which nobody is.
-fn nobody() -> Address {
-    Address::Udp(udp().local_addr().unwrap())
+/// A UDP port at which nobody is: its socket hears one peer only, who says nothing, and the kernel answers everybody else as if there were none. As long as it is
+/// held, nobody else is given the port.
+pub(crate) fn nobody() -> UdpSocket {
+    let socket = udp();
+    socket.connect(("127.0.0.1", 9)).unwrap();
+    socket
 }
 
 fn u1_a_connected_port_hears_that_nobody_is_there(setup: &Setup) {
     let running = Running::start(setup.reactor());
-    let (journal, gone) = (Journal::default(), nobody());
+    let (journal, held) = (Journal::default(), nobody());
+    let gone = Address::Udp(held.local_addr().unwrap());
     let talker = Talker::echo(&journal).on_start(move |cx| {
         cx.transport.connect(&gone).unwrap();
         cx.transport.write_connected(b"anybody?").unwrap();

@@ -11,7 +11,7 @@ use ringspun::{
 };
 
 use crate::{
-    datagrams::{patient, udp},
+    datagrams::{nobody, patient, udp},
     kit::{Event, Gate, Journal, Running, Script, ignore, logged, wait_logged},
     peers::Peer,
     rights::send_along,
@@ -337,8 +337,8 @@ fn c11_a_panic_in_a_callback_of_datagrams_ends_nothing(setup: &Setup) {
         let text = format!("c11 of {} in {place}.", setup.test);
         let fragile = FragilePort { place, text: text.clone() };
         let port = server.running.reactor.listen_udp(("127.0.0.1", 0), fragile).unwrap();
-        let (nobody, closed) = (Address::Udp(udp().local_addr().unwrap()), Gate::default());
-        let told = closed.clone();
+        let (held, closed) = (nobody(), Gate::default());
+        let (gone, told) = (Address::Udp(held.local_addr().unwrap()), closed.clone());
         port.on_done(move |_, error| {
             assert!(error.is_none());
             told.open();
@@ -349,7 +349,7 @@ fn c11_a_panic_in_a_callback_of_datagrams_ends_nothing(setup: &Setup) {
             "stop" => port.post(|_, cx| cx.transport.stop_listening()),
             _ => port.post(move |me, cx| match place {
                 "refused" => {
-                    cx.transport.connect(&nobody).unwrap();
+                    cx.transport.connect(&gone).unwrap();
                     cx.transport.write_connected(b"anybody?").unwrap();
                 }
                 "failed" => {
