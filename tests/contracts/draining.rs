@@ -18,7 +18,7 @@ use ringspun::{
 
 use crate::{
     kit::{Event, Script, Server},
-    peers::{End, Peer, assert_same, pattern},
+    peers::{End, MORE_THAN_FITS, Peer, assert_same, pattern},
     setups::{SETUPS, Setup, on_every_backend},
     streams::{Streams, read_stream, stopped},
     unix::Folder,
@@ -35,9 +35,6 @@ on_every_backend!(
     r4_no_byte_is_lost_behind_filters_and_throttles,
     r4_no_byte_is_lost_over_unix_sockets,
 );
-
-/// More than any kernel takes for a peer who does not read.
-const MUCH: usize = 8 << 20;
 
 fn draining(setup: &Setup, milliseconds: u64) -> Reactor {
     setup.build(setup.builder().drain_timeout(Duration::from_millis(milliseconds)))
@@ -85,7 +82,7 @@ fn r4_what_was_written_is_sent_and_nobody_new_is_served(setup: &Setup) {
 /// A drain that a peer who does not read has cut, and that peer.
 fn cut(setup: &Setup) -> (Server, Peer) {
     let script = Script::new().on_made(|cx, _| {
-        let _ = cx.transport.write(&[b'.'; MUCH]);
+        let _ = cx.transport.write(&[b'.'; MORE_THAN_FITS]);
     });
     let mut server = script.serve(draining(setup, 200));
     let peer = Peer::dial_narrow(server.address(), 4096);
@@ -101,7 +98,7 @@ fn r4_what_has_not_gone_in_time_is_counted(setup: &Setup) {
     let (server, mut peer) = cut(setup);
     let (sent, unsent) = (server.count(Count::BytesSent), server.count(Count::BytesUnsent));
     assert!(unsent > 0, "the kernel took it all");
-    assert_eq!(sent + unsent, MUCH as u64);
+    assert_eq!(sent + unsent, MORE_THAN_FITS as u64);
     assert_eq!(peer.read_to_end().0.len() as u64, sent);
 }
 
@@ -110,7 +107,7 @@ fn r4_what_is_thrown_away_with_a_cut_drain_is_counted(setup: &Setup) {
     // The kernel answers it with RST, and forgets what it had taken: nobody can receive it any more.
     peer.write(b"late");
     let (sent, unsent) = (server.count(Count::BytesSent), server.count(Count::BytesUnsent));
-    assert_eq!(sent + unsent, MUCH as u64);
+    assert_eq!(sent + unsent, MORE_THAN_FITS as u64);
     let got = peer.read_to_end().0.len() as u64;
     let unacknowledged = server.count(Count::BytesUnacknowledged);
     assert!(got < sent, "nothing was thrown away");
@@ -130,7 +127,7 @@ fn r4_no_byte_is_lost_under_load(setup: &Setup) {
         let written = Arc::new(AtomicU64::new(0));
         let taken = Arc::clone(&written);
         let script = Script::new().on_data(move |cx, conn, data| {
-            static LONG: [u8; MUCH] = [0; MUCH];
+            static LONG: [u8; MORE_THAN_FITS] = [0; MORE_THAN_FITS];
             let answer = if data == b"!" { &LONG } else { data };
             if cx.transport.write(answer) != Write::Closed {
                 taken.fetch_add(answer.len() as u64, SeqCst);

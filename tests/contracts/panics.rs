@@ -13,7 +13,7 @@ use ringspun::{
 use crate::{
     datagrams::{nobody, patient, udp},
     kit::{Event, Gate, Journal, Running, Script, ignore, logged, wait_logged},
-    peers::Peer,
+    peers::{MORE_THAN_FITS, Peer},
     rights::send_along,
     setups::{Setup, on_every_backend},
     unix::Folder,
@@ -59,14 +59,13 @@ fn c11_a_panic_in_any_callback_ends_its_connection_only(setup: &Setup) {
             panic!("{}", text(place));
         }
     };
-    let much = vec![7; 4 << 20];
     let script = Script::half_closeable()
         .on_made(move |_, conn| panics(conn.number, "made"))
         .on_data(move |cx, conn, data| {
             panics(conn.number, "data");
             match PLACES[conn.number] {
                 "" => ignore(cx.transport.write(data)),
-                "pause" | "resume" => ignore(cx.transport.write(&much)),
+                "pause" | "resume" => ignore(cx.transport.write(&MUCH)),
                 "lost" => cx.transport.lose_connection(),
                 "produce" => {
                     let bomb = Bomb { at: Place::Resume, text: text("produce") };
@@ -160,8 +159,7 @@ fn c11_a_panic_in_build_protocol_refuses_its_connection_only(setup: &Setup) {
     assert!(!server.journal.has(&Event::Made(1)));
 }
 
-/// More than any kernel takes for a peer who does not read.
-static MUCH: [u8; 4 << 20] = [7; 4 << 20];
+static MUCH: [u8; MORE_THAN_FITS] = [7; MORE_THAN_FITS];
 
 /// A protocol that does as it is told, and panics where this leads to.
 struct Fragile {

@@ -19,6 +19,9 @@ use nix::sys::socket::{
 /// No wait of a test is longer: what has not come by then does not come.
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 
+/// More bytes than any kernel takes for a peer who does not read.
+pub(crate) const MORE_THAN_FITS: usize = 8 << 20;
+
 /// How a peer saw its connection end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {

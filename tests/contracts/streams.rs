@@ -13,13 +13,11 @@ use ringspun::{Producer, Production, Transport, Write};
 
 use crate::{
     kit::{Conn, Script},
-    peers::{End, LIMIT, Peer},
+    peers::{End, LIMIT, MORE_THAN_FITS, Peer},
 };
 
 /// What is written at once: more than the high mark, so that whoever writes is told when there is room again.
 const PIECE: usize = 256 << 10;
-/// What is written at first to whom does not read: more than any kernel takes for him.
-const MUCH: usize = 8 << 20;
 /// Byte `i` of a stream is `i % PERIOD`: no buffer's size is a multiple of that.
 const PERIOD: usize = 251;
 
@@ -66,7 +64,7 @@ impl Streams {
     fn begin(&self, number: usize, transport: &mut Transport<'_>) {
         // What peers say is of no interest.
         transport.pause_producing();
-        let pieces = if number < self.deaf { MUCH / PIECE } else { 1 };
+        let pieces = if number < self.deaf { MORE_THAN_FITS / PIECE } else { 1 };
         (0..pieces).for_each(|_| self.write(number, transport));
     }
 
