@@ -7,7 +7,7 @@ use ringspun::{
 };
 
 use crate::{
-    helpers::serve,
+    kinds::serve,
     kit::{Event, Journal, Server},
     peers::End,
     setups::{Setup, on_every_backend},

@@ -4,11 +4,12 @@
 use std::time::Duration;
 
 use ringspun::{
-    Cx, Factory, Peer as Asking, Protocol,
+    Cx, Protocol,
     protocols::{LineBuffer, LineOnlyReceiver, LineReceiver},
 };
 
 use crate::{
+    kinds::{Kind, serve},
     kit::{Event, Journal, Server},
     peers::{End, assert_same, pattern},
     setups::{Setup, on_every_backend},
@@ -25,23 +26,6 @@ on_every_backend!(
     h1_lines_only,
     h1_a_line_may_have_16384_bytes_unless_said_otherwise,
 );
-
-/// A factory of one kind of protocol.
-pub(crate) struct Kind<P>(Journal, fn(Journal) -> P);
-
-impl<P: Protocol<Self>> Factory for Kind<P> {
-    type Protocol = P;
-
-    fn build_protocol(&mut self, _peer: &mut Asking<'_>) -> Option<P> {
-        Some((self.1)(self.0.clone()))
-    }
-}
-
-pub(crate) fn serve<P: Protocol<Kind<P>>>(setup: &Setup, new: fn(Journal) -> P) -> Server {
-    let (journal, reactor) = (Journal::default(), setup.reactor());
-    let port = reactor.listen_tcp(("127.0.0.1", 0), Kind(journal.clone(), new)).unwrap();
-    Server::start(journal, port, reactor)
-}
 
 /// Echoes lines. "raw N" has the N bytes after it echoed as they are, "pause" pauses, "bye" closes.
 struct Lines {
