@@ -12,7 +12,7 @@ mod hosts;
 mod ports;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, VecDeque},
     io,
     os::fd::OwnedFd,
     sync::Arc,
@@ -65,8 +65,8 @@ pub(crate) struct EventLoop {
     answers_at_once: bool,
     table: Table,
     hosts: Slab<HostSlot>,
-    host_slots: HashMap<HostKey, usize>,
-    ports: HashMap<PortKey, OpenPort>,
+    host_slots: BTreeMap<HostKey, usize>,
+    ports: BTreeMap<PortKey, OpenPort>,
     datagrams: DatagramPorts,
     attempts: Attempts,
     watches: Watches,
@@ -102,8 +102,8 @@ impl EventLoop {
             answers_at_once: backend.queues_sends(),
             backend,
             hosts: Slab::new(),
-            host_slots: HashMap::new(),
-            ports: HashMap::new(),
+            host_slots: BTreeMap::new(),
+            ports: BTreeMap::new(),
             datagrams: DatagramPorts::default(),
             attempts: Attempts::default(),
             watches: Watches::default(),

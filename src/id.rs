@@ -44,7 +44,7 @@ pub(crate) fn first_generation() -> u32 {
 }
 
 /// Names a factory within its reactor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct HostKey(pub(crate) u32);
 
 /// Names a listening port within its reactor.

@@ -1,7 +1,7 @@
 //! The connections of one loop.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, VecDeque},
     io,
     os::fd::OwnedFd,
     sync::Arc,
@@ -133,7 +133,7 @@ pub(crate) struct Table {
     first_generation: u32,
     entries: Slab<Entry>,
     /// The made connections of each host, in no order.
-    members: HashMap<HostKey, Vec<ConnId>>,
+    members: BTreeMap<HostKey, Vec<ConnId>>,
     dirty: Vec<ConnId>,
     pub(crate) pool: Pool,
     pub(crate) limits: Limits,
@@ -147,7 +147,7 @@ impl Table {
             generations: Vec::new(),
             first_generation: crate::id::first_generation(),
             entries: Slab::new(),
-            members: HashMap::new(),
+            members: BTreeMap::new(),
             dirty: Vec::new(),
             pool: Pool::new(&limits, &core.budget),
             limits,

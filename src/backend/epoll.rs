@@ -10,7 +10,7 @@ mod datagrams;
 mod watching;
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::Arc,
@@ -94,8 +94,8 @@ enum Found {
 struct Io {
     epoll: Epoll,
     slots: Vec<Option<Slot>>,
-    ports: HashMap<PortKey, Arc<Listener>>,
-    watched: HashSet<WatchKey>,
+    ports: BTreeMap<PortKey, Arc<Listener>>,
+    watched: BTreeSet<WatchKey>,
     /// Events that need no system call.
     ready: VecDeque<Event<'static>>,
     /// Connections that have more than they were given a turn for.
@@ -137,8 +137,8 @@ impl EpollLoop {
         let io = Io {
             epoll,
             slots: Vec::new(),
-            ports: HashMap::new(),
-            watched: HashSet::new(),
+            ports: BTreeMap::new(),
+            watched: BTreeSet::new(),
             ready: VecDeque::new(),
             readers: VecDeque::new(),
             accepting: None,

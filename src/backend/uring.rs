@@ -20,7 +20,7 @@ pub(crate) mod wait;
 mod watching;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, VecDeque},
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     sync::Arc,
@@ -191,8 +191,8 @@ enum Lent {
 struct Io {
     ring: Ring,
     slots: Vec<Option<Slot>>,
-    ports: HashMap<PortKey, Accepting>,
-    watched: HashMap<WatchKey, Watching>,
+    ports: BTreeMap<PortKey, Accepting>,
+    watched: BTreeMap<WatchKey, Watching>,
     /// Foreign descriptors without a poll in flight.
     unarmed: VecDeque<WatchKey>,
     /// Events that need no completion.
@@ -214,7 +214,7 @@ struct Io {
     #[allow(clippy::vec_box)] // The kernel is given their addresses, so they must not move.
     messages: Vec<Box<Message>>,
     /// By slot, for connections that take descriptors.
-    messages_in: HashMap<usize, MessageInbox>,
+    messages_in: BTreeMap<usize, MessageInbox>,
     /// What is to be told after its descriptors.
     behind: Option<Found>,
     direct: bool,
@@ -270,8 +270,8 @@ impl Uring {
         let io = Io {
             ring,
             slots: Vec::new(),
-            ports: HashMap::new(),
-            watched: HashMap::new(),
+            ports: BTreeMap::new(),
+            watched: BTreeMap::new(),
             unarmed: VecDeque::new(),
             ready: VecDeque::new(),
             rearm: Vec::new(),
@@ -283,7 +283,7 @@ impl Uring {
             failed_datagrams: Vec::new(),
             hurried: false,
             messages: Vec::new(),
-            messages_in: HashMap::new(),
+            messages_in: BTreeMap::new(),
             behind: None,
             direct: options.direct,
             multishot: options.multishot,
