@@ -43,6 +43,7 @@ use self::watching::{Readiness, Watcher};
 
 /// What happened.
 #[derive(Debug)]
+#[repr(u64)]
 pub(crate) enum Event<'a> {
     /// A port accepted a connection.
     Accepted { port: PortKey, socket: Socket },

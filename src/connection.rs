@@ -122,8 +122,9 @@ pub struct Connection {
     lost_told: bool,
     /// Something passed since an idle time-out has looked.
     active: bool,
-    /// There may be more to do than calm connections have: what is rare is more than a clock, or that has to be looked at.
-    is_rare: bool,
+    /// Open both ways and receiving, with nothing rare about it but a clock that need not be looked at: what is asked with every message instead of
+    /// all that it says. Whatever changes that ends it, and the last of the steps that follow restores it.
+    calm: bool,
 }
 
 /// What a connection has only while it is paused, has a producer, filters or a time-out, or ends.
@@ -160,12 +161,12 @@ impl Connection {
             read_lost_told: false,
             lost_told: false,
             active: false,
-            is_rare: false,
+            calm: false,
         }
     }
 
     fn rare(&mut self) -> &mut Rare {
-        self.is_rare = true;
+        self.calm = false;
         self.rare.get_or_insert_default()
     }
 
@@ -178,17 +179,22 @@ impl Connection {
         self.holds_data() && self.rare.as_ref().is_some_and(|rare| !rare.waits_for_more)
     }
 
-    /// One that is open, and holds nothing, as if nothing had ever been rare about it, is calm again.
+    /// Is calm again if nothing is rare about it any more.
     fn calm_down(&mut self) {
-        let Some(rare) = &self.rare else {
-            self.is_rare = false;
-            return;
-        };
-        let stays = rare.producing.is_some() || rare.filtering.is_some() || rare.drain_until.is_some();
-        if self.phase == Phase::Open && rare.held.is_empty() && rare.deadline.is_none() && !stays {
-            self.is_rare = false;
+        let holds = self.rare.as_ref().is_some_and(|rare| rare.is_needed());
+        if self.phase == Phase::Open && !holds {
             self.rare.take_if(|rare| rare.clock.is_none());
         }
+        let open = self.phase == Phase::Open && self.write_half == WriteHalf::Open && self.end.is_none();
+        self.calm = open && !self.paused && self.reading && !holds;
+    }
+}
+
+impl Rare {
+    /// Whether there is more to it than a clock.
+    fn is_needed(&self) -> bool {
+        let passing = self.producing.is_some() || self.filtering.is_some();
+        passing || !self.held.is_empty() || self.deadline.is_some() || self.drain_until.is_some()
     }
 }
 
@@ -257,6 +263,7 @@ impl Connection {
     pub fn lose_write(&mut self) {
         if self.write_half == WriteHalf::Open {
             self.write_half = WriteHalf::Ending;
+            self.calm = false;
         }
     }
 
@@ -278,6 +285,7 @@ impl Connection {
     /// `pause_producing`: deliver nothing until [`resume`](Self::resume).
     pub fn pause(&mut self) {
         self.paused = true;
+        self.calm = false;
     }
 
     /// `resume_producing`.
@@ -316,7 +324,7 @@ impl Connection {
 
     /// Whether `data_received` may be called: not paused, not closing.
     pub fn is_delivering(&self) -> bool {
-        matches!(self.phase, Phase::Open) & !self.paused
+        self.phase == Phase::Open && !self.paused
     }
 
     /// Whether `connection_lost` has begun: from there on there is nothing left to act upon.
@@ -327,18 +335,24 @@ impl Connection {
     /// Whether `write` takes output. A connection that has too much of it already ends here.
     #[inline]
     pub fn takes_output(&mut self, limits: &Limits) -> bool {
-        let open = matches!(self.phase, Phase::Open) & matches!(self.write_half, WriteHalf::Open);
-        let open = open || self.takes_producers_output();
-        let too_much = open & (self.output.unsent() > limits.output_max);
-        if too_much {
-            self.output_too_long();
+        if !self.calm && !self.is_open_for_output() {
+            return false;
         }
-        open & !too_much
+        if self.output.unsent() > limits.output_max {
+            return self.output_too_long();
+        }
+        true
+    }
+
+    fn is_open_for_output(&self) -> bool {
+        let open = self.phase == Phase::Open && self.write_half == WriteHalf::Open;
+        open || self.takes_producers_output()
     }
 
     #[cold]
-    fn output_too_long(&mut self) {
+    fn output_too_long(&mut self) -> bool {
         self.finish(Reason::Limit(LimitKind::Output), true);
+        false
     }
 
     /// Whether the end is neither decided nor asked for.
@@ -353,7 +367,7 @@ impl Connection {
     #[inline]
     pub fn received(&mut self, data: &[u8], limits: &Limits) -> Arrival {
         self.active = true;
-        if self.is_delivering() & !self.is_rare {
+        if self.calm {
             return Arrival::Deliver;
         }
         self.received_rarely(data, limits)
@@ -387,6 +401,7 @@ impl Connection {
     /// Receiving ended: with the peer's FIN, or with an error.
     pub fn read_ended(&mut self, errno: Option<Errno>) {
         self.reading = false;
+        self.calm = false;
         self.end.get_or_insert(errno.map_or(End::Eof, End::Errno));
     }
 
@@ -401,7 +416,7 @@ impl Connection {
         limits: &Limits,
     ) {
         self.active = true;
-        if self.is_rare {
+        if !self.calm {
             return self.sent_rarely(batch, n, failed, pool, limits);
         }
         self.output.came_back(batch, n, pool, limits.output_low);
@@ -437,6 +452,7 @@ impl Connection {
         match self.phase {
             Phase::Open if peer_is_gone(errno) && self.end.is_none() => {
                 self.write_half = WriteHalf::Broken(errno);
+                self.calm = false;
             }
             Phase::Open | Phase::Producing | Phase::Flushing => {
                 self.finish(Reason::Lost(Loss::Errno(errno)), false);
@@ -487,14 +503,7 @@ impl Connection {
 
     /// Whether it does what nearly every connection does nearly always: receives, delivers and sends.
     pub fn is_calm(&self) -> bool {
-        // Without branches: this is asked with every message.
-        matches!(self.phase, Phase::Open)
-            & matches!(self.write_half, WriteHalf::Open)
-            & !self.paused
-            & self.reading
-            & self.end.is_none()
-            & !self.is_rare
-            & self.output.is_calm()
+        self.calm & self.output.is_calm()
     }
 
     /// All that a calm connection with nothing in flight wants: that what gathers, if anything does, goes out. None for any

@@ -628,8 +628,7 @@ fn deliver(link: &mut LoopLink<'_>, hosts: &mut Slab<HostSlot>, reactor: &Reacto
     match link.table.received(id, data) {
         Some((Arrival::Deliver, host, protocol)) => {
             let Some(HostSlot { key, host, .. }) = hosts.get_mut(host as usize) else { return };
-            let env = Env { link: &mut *link, reactor, host: *key };
-            if let Err(text) = host.tell_data(protocol, id, env, data) {
+            if let Err(text) = host.tell_data(protocol, &mut *link, id, reactor, *key, data) {
                 end_after_panic(link.table, id, text);
             }
         }

@@ -229,7 +229,15 @@ pub(crate) trait Host {
         event: ProtocolEvent<'_>,
     ) -> Result<(), Panicked>;
     /// The same for bytes that arrived, which nearly all calls are for.
-    fn tell_data(&mut self, protocol: u32, id: ConnId, env: Env<'_>, data: &[u8]) -> Result<(), Panicked>;
+    fn tell_data(
+        &mut self,
+        protocol: u32,
+        link: &mut dyn Link,
+        id: ConnId,
+        reactor: &Reactor,
+        host: HostKey,
+        data: &[u8],
+    ) -> Result<(), Panicked>;
     /// Drops one of its protocols.
     fn drop_protocol(&mut self, protocol: u32);
     /// Tells the factory.
@@ -272,9 +280,16 @@ impl<F: Factory> Host for LoopHost<F> {
         tell_protocol(protocol, id, factory, Env { link, reactor, host }, event)
     }
 
-    fn tell_data(&mut self, protocol: u32, id: ConnId, env: Env<'_>, data: &[u8]) -> Result<(), Panicked> {
+    fn tell_data(
+        &mut self,
+        protocol: u32,
+        link: &mut dyn Link,
+        id: ConnId,
+        reactor: &Reactor,
+        host: HostKey,
+        data: &[u8],
+    ) -> Result<(), Panicked> {
         let Some(protocol) = self.protocols.get_mut(protocol as usize) else { return Ok(()) };
-        let Env { link, reactor, host } = env;
         let mut cx = Cx {
             transport: Transport::new(link, id),
             factory: FactoryMut::borrowed(&mut self.factory),

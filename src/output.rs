@@ -319,9 +319,7 @@ impl Output {
     #[inline(always)]
     pub fn append(&mut self, pool: &mut Pool, high: usize, bytes: &[u8]) -> Write {
         if !bytes.is_empty() {
-            let mut batch = self.gathering.take().unwrap_or_else(|| pool.take());
-            batch.push(bytes);
-            self.gathering = Some(batch);
+            self.gathering.get_or_insert_with(|| pool.take()).push(bytes);
             self.unsent += bytes.len();
         }
         self.mind_marks(pool, high, bytes.len())

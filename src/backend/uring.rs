@@ -165,6 +165,7 @@ impl Slot {
 }
 
 /// An event, without the loan of its data.
+#[repr(u64)]
 enum Found {
     Data {
         id: ConnId,
@@ -435,7 +436,10 @@ impl Proactor for Uring {
 
     fn next(&mut self) -> Option<(Event<'_>, &mut dyn Sockets)> {
         self.recycle_lent();
-        let event = match self.io.next_found(&mut self.buffers, &mut self.datagrams)? {
+        if let Some(event) = self.io.next_ready() {
+            return Some((event, &mut self.io));
+        }
+        let event = match self.io.next_completed(&mut self.buffers, &mut self.datagrams)? {
             Found::Data { id, buffer, len } => {
                 self.lent = Lent::Buffer(buffer);
                 Event::Data { id, data: self.buffers.slice(buffer, len) }

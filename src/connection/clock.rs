@@ -53,7 +53,7 @@ impl Connection {
         let sooner = clock.timeout.is_some_and(|timeout| clock.armed.is_none_or(|armed| timeout < armed));
         let before = std::mem::replace(&mut clock.period, period);
         // The driver has to hear of it, and does when it asks for the next step.
-        self.is_rare |= sooner;
+        self.calm &= !sooner;
         before
     }
 
@@ -71,7 +71,7 @@ impl Connection {
     pub fn set_idle_timeout(&mut self, now: Instant, limit: Duration) {
         let next_look = deadline_after(now, limit / LOOKS);
         self.clock().idle = Some(Idle { limit, quiet_since: now, next_look });
-        self.is_rare = true;
+        self.calm = false;
     }
 
     /// Closes as [`lose`](Self::lose) does, producer or not, because of this time-out.
@@ -104,7 +104,7 @@ impl Connection {
 
     /// The moment has come that [`deadline`](Self::deadline) has named: [`step`](Self::step) has to be asked, however calm all seems.
     pub fn deadline_passed(&mut self) {
-        self.is_rare = true;
+        self.calm = false;
     }
 
     /// Whether the protocol's time is over; minds an idle one's, too.

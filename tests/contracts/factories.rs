@@ -8,7 +8,7 @@ use ringspun::{
 
 use crate::{
     kit::{Event, Gate, Journal, Running, Script, ignore},
-    peers::Bound,
+    peers::{Bound, wait_refused},
     setups::{Setup, on_every_backend, shared},
 };
 
@@ -126,7 +126,7 @@ fn f1_a_factory_that_cannot_start_opens_no_port(setup: &Setup) {
         told.open();
     });
     done.pass();
-    assert!(std::net::TcpStream::connect(address).is_err());
+    wait_refused(address);
     server.dial().ask(b"alive?", b"alive?");
     assert!(!journal.has(&Event::Stopped), "what did not start does not stop");
 }

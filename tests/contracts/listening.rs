@@ -10,7 +10,7 @@ use ringspun::{Count, Error, ListenOptions, Port};
 
 use crate::{
     kit::{Event, Gate, Running, Script, ignore},
-    peers::{End, Peer},
+    peers::{End, Peer, wait_refused},
     setups::{Setup, on_every_backend},
 };
 
@@ -83,8 +83,7 @@ fn l2_stop_listening_ends_accepting_and_nothing_else(setup: &Setup) {
     server.port.stop_listening();
     server.port.stop_listening();
     done.pass();
-    let refused = std::net::TcpStream::connect(server.address()).unwrap_err();
-    assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+    wait_refused(server.address());
     made.ask(b"alive?", b"alive?");
     assert_eq!(server.journal.count(|event| matches!(event, Event::Built(_))), 1);
 }

@@ -8,7 +8,8 @@ use std::{
         unix::net::UnixStream,
     },
     path::Path,
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use nix::sys::socket::{
@@ -21,6 +22,20 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 
 /// More bytes than any kernel takes for a peer who does not read.
 pub(crate) const MORE_THAN_FITS: usize = 8 << 20;
+
+/// Nobody listens at this address any more. Another test may have been given the port since, but has it for a moment only.
+pub(crate) fn wait_refused(address: SocketAddr) {
+    let until = Instant::now() + LIMIT;
+    let refused = |outcome: &io::Result<_>| {
+        outcome.as_ref().is_err_and(|error: &io::Error| error.kind() == ErrorKind::ConnectionRefused)
+    };
+    let mut outcome = TcpStream::connect(address);
+    while !refused(&outcome) {
+        assert!(Instant::now() < until, "{address} is not closed: {outcome:?}");
+        thread::sleep(Duration::from_millis(10));
+        outcome = TcpStream::connect(address);
+    }
+}
 
 /// How a peer saw its connection end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use ringspun::{Count, Error, Phase, Reactor, ReactorHandle, StopHold, SystemEven
 
 use crate::{
     kit::{Drops, Event, Gate, Journal, Running, Script, Tally, ignore, logged},
-    peers::{Bound, Peer},
+    peers::{Bound, Peer, wait_refused},
     setups::{Setup, on_every_backend},
 };
 
@@ -219,7 +219,7 @@ fn r3_stop_ends_everything(setup: &Setup) {
     assert!(told.contains(&Event::ClientLost("Lost(Shutdown)".to_owned())), "{told:?}");
     assert!(waiting_journal.has(&Event::Failed("Shutdown".to_owned())));
     assert!(waiting_journal.has(&Event::Stopped) && client_journal.has(&Event::Stopped));
-    assert!(std::net::TcpStream::connect(server.address()).is_err(), "the port is closed");
+    wait_refused(server.address());
     peers.iter_mut().for_each(|peer| drop(peer.read_to_end()));
     // What is asked of it now does nothing, or says so.
     reactor.call_from_thread(|_| panic!("it does not run"));

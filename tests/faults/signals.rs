@@ -16,7 +16,7 @@ use ringspun::{Count, Reactor};
 use crate::{
     child::{Role, in_child, role, tell_parent},
     kit::{Event, Gate, Running, Script, Server, logged},
-    peers::{End, LIMIT, Peer},
+    peers::{End, LIMIT, Peer, wait_refused},
     raw::{count_signals, counted_signals},
     setups::{Setup, on_every_backend},
     streams::{Streams, read_stream},
@@ -55,7 +55,7 @@ fn r3_a_signal_shuts_down_in_order(setup: &Setup) {
             }
             assert_eq!(server.journal.all().last(), Some(&Event::Stopped));
             peers.iter_mut().for_each(|peer| drop(peer.read_to_end()));
-            assert!(std::net::TcpStream::connect(server.address()).is_err(), "the port is closed");
+            wait_refused(server.address());
             assert_eq!(logged(&format!("Received {}, shutting down.", signal.as_str())), 1);
             assert_eq!(logged(&format!("(TCP Port {port} Closed)")), 1);
             settle_threads(before);
@@ -153,7 +153,7 @@ fn r3_a_signal_stops_every_reactor_that_asked(setup: &Setup) {
         raise(Signal::SIGTERM).unwrap();
         for server in &mut asked {
             server.running.wait().unwrap();
-            assert!(std::net::TcpStream::connect(server.address()).is_err());
+            wait_refused(server.address());
         }
         not_asked.dial().ask(b"alive?", b"alive?");
         assert!(not_asked.running.reactor.is_running());

@@ -202,7 +202,7 @@ impl Group {
     }
 
     fn address(&self, buffer: u16) -> *const u8 {
-        let offset = usize::from(buffer % self.count) * (self.bytes + STAGGER);
+        let offset = usize::from(buffer & (self.count - 1)) * (self.bytes + STAGGER);
         // SAFETY: a buffer's number is below `count`, so the offset lies in the mapping.
         unsafe { self.memory.start.as_ptr().cast::<u8>().add(offset) }
     }

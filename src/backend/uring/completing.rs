@@ -16,26 +16,34 @@ use crate::{
 };
 
 impl Io {
-    pub(super) fn next_found(
+    /// The next event that needs no completion, or none any more.
+    #[inline(always)] // So that it is made where it is told from, as all that is told with every message.
+    pub(super) fn next_ready(&mut self) -> Option<Event<'static>> {
+        if let Some(event) = self.ready.pop_front() {
+            return Some(event);
+        }
+        self.next_tried()
+    }
+
+    /// What the next completion tells, or one after it.
+    pub(super) fn next_completed(
         &mut self,
         buffers: &mut Buffers,
         datagrams: &mut DatagramPorts,
     ) -> Option<Found> {
+        if let Some(found) = self.behind.take() {
+            return Some(found);
+        }
         loop {
-            if let Some(event) = self.ready.pop_front().or_else(|| self.next_tried()) {
-                return Some(Found::Other(event));
-            }
-            if let Some(found) = self.behind.take() {
-                return Some(found);
-            }
             let completion = self.ring.pop()?;
             self.counters.add(Count::Events, 1);
             if completion.is_quiet() {
                 self.trial_failed(completion);
-                continue;
-            }
-            if let Some(found) = self.complete(completion, buffers, datagrams) {
+            } else if let Some(found) = self.complete(completion, buffers, datagrams) {
                 return Some(found);
+            }
+            if let Some(event) = self.next_ready() {
+                return Some(Found::Other(event));
             }
         }
     }

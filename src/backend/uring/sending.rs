@@ -116,6 +116,7 @@ impl Io {
     }
 
     /// The next send that was tried.
+    #[inline(always)]
     pub(super) fn next_tried(&mut self) -> Option<Event<'static>> {
         loop {
             let id = self.tried.pop_front()?;
@@ -138,10 +139,12 @@ impl Io {
     }
 
     /// A send's one completion.
+    #[cold]
     pub(super) fn sent(&mut self, id: ConnId, completion: Completion) -> Option<Event<'static>> {
         self.came_back(id, completion.outcome())
     }
 
+    #[inline(always)]
     fn came_back(&mut self, id: ConnId, outcome: Result<u32, Errno>) -> Option<Event<'static>> {
         let slot = self.slot(id)?;
         let mut batch = slot.sending.batch.take()?;
