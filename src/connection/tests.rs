@@ -55,12 +55,21 @@ impl Rig {
         }
     }
 
+    /// One that calls itself calm is.
+    fn look_how_calm(&self) {
+        let Connection { phase, write_half, end, paused, reading, calm, .. } = self.connection;
+        let open = (phase, write_half, end) == (Phase::Open, WriteHalf::Open, None);
+        assert!(!calm || (open && !paused && reading), "{:?}", self.connection);
+    }
+
     fn write(&mut self, bytes: &[u8]) -> Write {
+        self.look_how_calm();
         let Self { connection, pool, limits, .. } = self;
         connection.write(pool, limits, bytes)
     }
 
     fn arrives(&mut self, bytes: &[u8]) {
+        self.look_how_calm();
         if self.connection.received(bytes, &self.limits) == Arrival::Deliver {
             self.deliver(bytes);
         }
@@ -85,6 +94,7 @@ impl Rig {
     /// Does what the connection wants until it wants nothing more.
     fn settle(&mut self) {
         for _ in 0..1000 {
+            self.look_how_calm();
             match self.connection.step(self.now, &self.limits, &mut self.pool, true) {
                 Step::Idle | Step::Later => return,
                 Step::PauseWriting => self.crossed(1),
