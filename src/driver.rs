@@ -76,6 +76,10 @@ pub(crate) trait Driver {
 
     /// Runs what is due; answers whether more is.
     fn run_timers(&mut self) -> bool {
+        if self.reactor().core.next_call().is_none_or(|next| next > self.now()) {
+            self.run_deadlines();
+            return false;
+        }
         let mark = self.reactor().core.timers().mark();
         for _ in 0..TIMED_CALLS_A_TURN {
             let due = self.reactor().core.timers().next_due(self.now(), mark);
@@ -91,6 +95,11 @@ pub(crate) trait Driver {
 
     /// Carries out what was queued until now.
     fn run_commands(&mut self) {
+        let core = &self.reactor().core;
+        core.listen_for_wake_ups();
+        if !core.has_commands() {
+            return self.run_notes();
+        }
         let mut commands = std::mem::take(self.spare_queue());
         self.reactor().core.take_inbox(&mut commands);
         // After the commands were taken: what was noted before one of them was queued goes first.

@@ -71,6 +71,7 @@ pub(crate) struct EventLoop {
     attempts: Attempts,
     watches: Watches,
     deadlines: TimerQueue<ConnId>,
+    /// When this turn has begun, before its wait: who looks at the time after that asks the clock.
     now: Instant,
     /// The commands from before `run` are being carried out.
     starting: bool,
@@ -183,7 +184,6 @@ impl EventLoop {
         let timeout = if timers_left { Duration::ZERO } else { self.timeout() };
         self.counters.add(Count::Waits, 1);
         self.backend.wait(timeout)?;
-        self.now = self.core().clock.now();
         self.dispatch_events();
         Ok(())
     }
@@ -202,7 +202,7 @@ impl EventLoop {
         if stop || self.table.has_dirty() || self.datagrams.have_dirty() || self.core().has_commands() {
             return Duration::ZERO;
         }
-        let calls = self.core().timers().next_deadline();
+        let calls = self.core().next_call();
         let next = calls.into_iter().chain(self.deadlines.next_deadline()).min();
         next.map_or(WAIT_MAX, |next| next.saturating_duration_since(self.core().clock.now()).min(WAIT_MAX))
     }
@@ -441,6 +441,9 @@ impl EventLoop {
     }
 
     fn settle_dirty(&mut self) {
+        if !self.table.has_dirty() && self.later.is_empty() {
+            return;
+        }
         for _ in 0..SETTLE_ROUNDS {
             if !self.table.has_dirty() {
                 break;

@@ -142,6 +142,7 @@ mod reason;
 mod reconnector;
 mod resolve;
 mod run;
+mod schedule;
 mod signals;
 mod stats;
 mod sys;

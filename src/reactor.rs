@@ -29,11 +29,12 @@ use crate::{
     output::Budget,
     port::Port,
     protocol::ErasedCall,
+    schedule::{Locked, Schedule},
     stats::{Counters, Stats, Syscall},
     sys::Waker,
     system_event::SystemEvents,
     thread_pool::ThreadPool,
-    timer::{TimerKey, TimerQueue, deadline_after},
+    timer::{TimerKey, deadline_after},
 };
 
 /// A call for the reactor itself.
@@ -112,7 +113,9 @@ pub(crate) struct Core {
     pub(crate) network: Option<Arc<Network>>,
     state: AtomicU8,
     inbox: Mutex<VecDeque<Command>>,
-    timers: Mutex<TimerQueue<TimerCall>>,
+    /// Whether anything is in it, known without the lock.
+    has_commands: AtomicBool,
+    timers: Schedule<TimerCall>,
     notified: AtomicBool,
     next_key: AtomicU32,
 }
@@ -157,7 +160,8 @@ impl Core {
             waker: Arc::new(waker),
             state: AtomicU8::new(State::New as u8),
             inbox: Mutex::default(),
-            timers: Mutex::default(),
+            has_commands: AtomicBool::new(false),
+            timers: Schedule::new(),
             notified: AtomicBool::new(false),
             next_key: AtomicU32::new(0),
         }
@@ -169,23 +173,36 @@ impl Core {
         self
     }
 
-    pub(crate) fn timers(&self) -> MutexGuard<'_, TimerQueue<TimerCall>> {
-        self.timers.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn timers(&self) -> Locked<'_, TimerCall> {
+        self.timers.lock()
+    }
+
+    /// When the next timed call is due.
+    pub(crate) fn next_call(&self) -> Option<Instant> {
+        self.timers.next_deadline()
     }
 
     fn inbox(&self) -> MutexGuard<'_, VecDeque<Command>> {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What is put in after this, or noted, or timed, wakes the loop again: to be called before it looks for any of that.
+    pub(crate) fn listen_for_wake_ups(&self) {
+        // It is only looked at while nobody has woken the loop: a store that all others have to see at once costs more.
+        if self.notified.load(Ordering::SeqCst) {
+            self.notified.store(false, Ordering::SeqCst);
+        }
+    }
+
     /// Takes all that has been put in so far, in order, into `into`, which must be empty.
     pub(crate) fn take_inbox(&self, into: &mut VecDeque<Command>) {
-        // Cleared first: what is put in after this wakes the loop again.
-        self.notified.store(false, Ordering::SeqCst);
-        std::mem::swap(&mut *self.inbox(), into);
+        let mut inbox = self.inbox();
+        std::mem::swap(&mut *inbox, into);
+        self.has_commands.store(false, Ordering::SeqCst);
     }
 
     pub(crate) fn has_commands(&self) -> bool {
-        !self.inbox().is_empty()
+        self.has_commands.load(Ordering::SeqCst)
     }
 
     /// Makes a sleeping loop look at its inbox and timers. Any number of wake-ups between two
@@ -331,6 +348,7 @@ impl Reactor {
             return Err(command);
         }
         inbox.push_back(command);
+        self.core.has_commands.store(true, Ordering::SeqCst);
         drop(inbox);
         self.core.wake();
         Ok(())

@@ -258,7 +258,7 @@ impl MemoryReactor {
         }
         let core = &self.reactor.core;
         core.threads.join();
-        let due = core.timers().next_deadline().is_some_and(|deadline| deadline <= core.clock.now());
+        let due = core.next_call().is_some_and(|deadline| deadline <= core.clock.now());
         !due && !core.has_commands()
     }
 }

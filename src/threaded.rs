@@ -177,7 +177,7 @@ impl Main {
     }
 
     fn timeout(&self) -> Duration {
-        let calls = self.core().timers().next_deadline();
+        let calls = self.core().next_call();
         let next = self.shared.deadlines.sleep_until(calls);
         // Asked after it was said until when the sleep is to last: what comes now wakes it.
         let stop = !self.stopping && self.stop_is_due();

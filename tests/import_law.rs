@@ -27,7 +27,11 @@ const fn room(name: &'static str, files: &'static [&'static str], may_name: &'st
 const ROOMS: &[Room] = &[
     room("words", &["error", "reason", "limits", "id", "address", "endpoint", "stats", "options"], &[]),
     room("pure", &["output", "timer", "connection"], &["words"]),
-    room("kernel", &["sys", "signals", "crew", "thread_pool", "clock", "network"], &["words", "pure"]),
+    room(
+        "kernel",
+        &["sys", "signals", "crew", "thread_pool", "clock", "network", "schedule"],
+        &["words", "pure"],
+    ),
     room("user side", USER_SIDE, &["words", "pure", "kernel"]),
     room(
         "seam",

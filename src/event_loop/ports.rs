@@ -132,7 +132,7 @@ impl EventLoop {
             self.backend.receive_descriptors(id);
         }
         if guard.is_some() {
-            entry.connection.equip(self.now, equipment);
+            entry.connection.equip(self.reactor.core.clock.now(), equipment);
         }
         self.table.join(id);
         true
@@ -181,7 +181,7 @@ impl EventLoop {
 
     fn log_accept_failure(&mut self, key: PortKey, errno: Errno, remedy: &str) {
         if let Some(open) = self.ports.get_mut(&key) {
-            open.log_failure(self.now, &errno.to_string(), remedy);
+            open.log_failure(self.reactor.core.clock.now(), &errno.to_string(), remedy);
         }
     }
 }
