@@ -28,6 +28,7 @@ on_every_backend!(
     r3_stop_works_from_any_callback,
     x1_calls_from_threads_keep_their_order,
     x1_a_call_wakes_a_sleeping_loop,
+    x1_no_call_is_missed_by_a_loop_that_falls_asleep,
     x1_calls_made_before_run_come_after_its_start,
     x1_many_wake_ups_neither_block_nor_get_lost,
 );
@@ -302,6 +303,31 @@ fn x1_a_call_wakes_a_sleeping_loop(setup: &Setup) {
     let opened = gate.clone();
     running.reactor.call_later(Duration::from_millis(1), move |_| opened.open());
     gate.pass();
+}
+
+/// Each waits for its answer, so the loop falls asleep again and again just as others ask.
+fn x1_no_call_is_missed_by_a_loop_that_falls_asleep(setup: &Setup) {
+    const ASKERS: usize = 3;
+    const ROUNDS: usize = 5_000;
+    let running = Running::start(setup.reactor());
+    let asks = |handle: ReactorHandle| {
+        for round in 0..ROUNDS {
+            let gate = Gate::default();
+            let opened = gate.clone();
+            if round % 2 == 0 {
+                handle.call_from_thread(move |_| opened.open());
+            } else {
+                handle.call_later(Duration::ZERO, move |_| opened.open());
+            }
+            gate.pass();
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..ASKERS {
+            let handle = running.reactor.clone();
+            scope.spawn(move || asks(handle));
+        }
+    });
 }
 
 fn x1_calls_made_before_run_come_after_its_start(setup: &Setup) {
