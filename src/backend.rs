@@ -43,7 +43,7 @@ use self::watching::{Readiness, Watcher};
 
 /// What happened.
 #[derive(Debug)]
-#[repr(u64)]
+#[repr(u64)] // A tag of a word, so that it is moved by words (ARCHITECTURE, "loads that span").
 pub(crate) enum Event<'a> {
     /// A port accepted a connection.
     Accepted { port: PortKey, socket: Socket },

@@ -228,7 +228,7 @@ pub(crate) trait Host {
         env: Env<'_>,
         event: ProtocolEvent<'_>,
     ) -> Result<(), Panicked>;
-    /// The same for bytes that arrived, which nearly all calls are for.
+    /// The same for bytes that arrived, which nearly all calls are for. Not in an `Env`: ARCHITECTURE, "loads that span".
     fn tell_data(
         &mut self,
         protocol: u32,

@@ -186,9 +186,10 @@ impl Core {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is put in after this, or noted, or timed, wakes the loop again: to be called before it looks for any of that.
+    /// What is put in after this, or noted, or timed, wakes the loop again: to be called after each wait, and before the looks that decide
+    /// whether the next one sleeps.
     pub(crate) fn listen_for_wake_ups(&self) {
-        // It is only looked at while nobody has woken the loop: a store that all others have to see at once costs more.
+        // A look is enough while nobody has woken the loop: whoever does so later writes to its waker.
         if self.notified.load(Ordering::SeqCst) {
             self.notified.store(false, Ordering::SeqCst);
         }

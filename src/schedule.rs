@@ -68,7 +68,10 @@ impl<T> DerefMut for Locked<'_, T> {
 impl<T> Drop for Locked<'_, T> {
     fn drop(&mut self) {
         let next = self.queue.next_deadline().map_or(NEVER, |deadline| self.schedule.nanos(deadline));
-        self.schedule.next.store(next, Ordering::SeqCst);
+        // Written only under the lock, so what is read here is what was written last.
+        if self.schedule.next.load(Ordering::Relaxed) != next {
+            self.schedule.next.store(next, Ordering::SeqCst);
+        }
     }
 }
 

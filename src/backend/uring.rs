@@ -165,7 +165,7 @@ impl Slot {
 }
 
 /// An event, without the loan of its data.
-#[repr(u64)]
+#[repr(u64)] // As `Event`.
 enum Found {
     Data {
         id: ConnId,

@@ -39,6 +39,12 @@ impl Clock {
     pub(super) fn arm(&mut self, deadline: Option<Instant>) {
         self.armed = deadline;
     }
+
+    /// Whether the driver is going to look in time.
+    #[cfg(test)]
+    pub(super) fn driver_knows(&self) -> bool {
+        self.deadline().is_none_or(|deadline| self.armed.is_some_and(|armed| armed <= deadline))
+    }
 }
 
 /// What the user asks.

@@ -69,7 +69,6 @@ impl Connection {
             self.phase = Phase::Flushing;
             self.rare().deadline = None;
         }
-        self.calm_down();
         producing.producer
     }
 

@@ -57,9 +57,17 @@ impl Rig {
 
     /// One that calls itself calm is.
     fn look_how_calm(&self) {
-        let Connection { phase, write_half, end, paused, reading, calm, .. } = self.connection;
+        assert!(!self.connection.calm || self.is_calm_indeed(), "{:?}", self.connection);
+        let clock = self.connection.rare.as_ref().and_then(|rare| rare.clock.as_ref());
+        let is_known = clock.is_none_or(|clock| clock.driver_knows());
+        assert!(!self.connection.calm || is_known, "a time-out that no driver waits for");
+    }
+
+    /// Without the flag that says so.
+    fn is_calm_indeed(&self) -> bool {
+        let Connection { phase, write_half, end, paused, reading, ref rare, .. } = self.connection;
         let open = (phase, write_half, end) == (Phase::Open, WriteHalf::Open, None);
-        assert!(!calm || (open && !paused && reading), "{:?}", self.connection);
+        open && !paused && reading && rare.as_ref().is_none_or(|rare| !rare.is_needed())
     }
 
     fn write(&mut self, bytes: &[u8]) -> Write {
@@ -96,7 +104,12 @@ impl Rig {
         for _ in 0..1000 {
             self.look_how_calm();
             match self.connection.step(self.now, &self.limits, &mut self.pool, true) {
-                Step::Idle | Step::Later => return,
+                Step::Idle => {
+                    self.connection.deadline();
+                    assert_eq!(self.connection.calm, self.is_calm_indeed(), "{:?}", self.connection);
+                    return;
+                }
+                Step::Later => return,
                 Step::PauseWriting => self.crossed(1),
                 Step::ResumeWriting => self.crossed(-1),
                 Step::Deliver(bytes) => self.deliver(&bytes),

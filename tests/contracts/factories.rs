@@ -8,7 +8,7 @@ use ringspun::{
 
 use crate::{
     kit::{Event, Gate, Journal, Running, Script, ignore},
-    peers::{Bound, wait_refused},
+    peers::{Bound, assert_refused},
     setups::{Setup, on_every_backend, shared},
 };
 
@@ -117,7 +117,8 @@ fn f1_a_factory_that_cannot_start_opens_no_port(setup: &Setup) {
     assert!(error.to_string().contains("Broken") && error.to_string().contains("its data file"), "{error}");
     assert!(journal.has(&Event::Note(error.to_string())), "the port was told");
     let server = Script::echo().serve(setup.reactor());
-    let port = server.running.reactor.listen_tcp(("127.0.0.1", 0), Broken(journal.clone())).unwrap();
+    let at = (setup.own_address(), 0);
+    let port = server.running.reactor.listen_tcp(at, Broken(journal.clone())).unwrap();
     let address = port.get_host().socket_addr().unwrap();
     let done = Gate::default();
     let told = done.clone();
@@ -126,7 +127,7 @@ fn f1_a_factory_that_cannot_start_opens_no_port(setup: &Setup) {
         told.open();
     });
     done.pass();
-    wait_refused(address);
+    assert_refused(address);
     server.dial().ask(b"alive?", b"alive?");
     assert!(!journal.has(&Event::Stopped), "what did not start does not stop");
 }

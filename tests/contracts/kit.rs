@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::Path,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, Once, PoisonError,
@@ -360,6 +360,13 @@ impl<const H: bool> Script<H> {
     pub(crate) fn serve(self, reactor: Reactor) -> Server {
         let journal = self.journal.clone();
         let port = reactor.listen_tcp(("127.0.0.1", 0), self).unwrap();
+        Server::start(journal, port, reactor)
+    }
+
+    /// The same at another address.
+    pub(crate) fn serve_at(self, address: IpAddr, reactor: Reactor) -> Server {
+        let journal = self.journal.clone();
+        let port = reactor.listen_tcp((address, 0), self).unwrap();
         Server::start(journal, port, reactor)
     }
 

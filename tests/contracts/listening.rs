@@ -10,7 +10,7 @@ use ringspun::{Count, Error, ListenOptions, Port};
 
 use crate::{
     kit::{Event, Gate, Running, Script, ignore},
-    peers::{End, Peer, wait_refused},
+    peers::{End, Peer, assert_refused},
     setups::{Setup, on_every_backend},
 };
 
@@ -72,7 +72,7 @@ fn l1_an_interface_that_is_none_is_an_error(setup: &Setup) {
 }
 
 fn l2_stop_listening_ends_accepting_and_nothing_else(setup: &Setup) {
-    let server = Script::echo().serve(setup.reactor());
+    let server = Script::echo().serve_at(setup.own_address(), setup.reactor());
     let mut made = server.dial_made(0);
     let done = Gate::default();
     let told = done.clone();
@@ -83,7 +83,7 @@ fn l2_stop_listening_ends_accepting_and_nothing_else(setup: &Setup) {
     server.port.stop_listening();
     server.port.stop_listening();
     done.pass();
-    wait_refused(server.address());
+    assert_refused(server.address());
     made.ask(b"alive?", b"alive?");
     assert_eq!(server.journal.count(|event| matches!(event, Event::Built(_))), 1);
 }

@@ -2,14 +2,13 @@
 
 use std::{
     io::{self, ErrorKind, Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     os::{
         fd::{AsRawFd, OwnedFd},
         unix::net::UnixStream,
     },
     path::Path,
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use nix::sys::socket::{
@@ -23,18 +22,11 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 /// More bytes than any kernel takes for a peer who does not read.
 pub(crate) const MORE_THAN_FITS: usize = 8 << 20;
 
-/// Nobody listens at this address any more. Another test may have been given the port since, but has it for a moment only.
-pub(crate) fn wait_refused(address: SocketAddr) {
-    let until = Instant::now() + LIMIT;
-    let refused = |outcome: &io::Result<_>| {
-        outcome.as_ref().is_err_and(|error: &io::Error| error.kind() == ErrorKind::ConnectionRefused)
-    };
-    let mut outcome = TcpStream::connect(address);
-    while !refused(&outcome) {
-        assert!(Instant::now() < until, "{address} is not closed: {outcome:?}");
-        thread::sleep(Duration::from_millis(10));
-        outcome = TcpStream::connect(address);
-    }
+/// Nobody listens there any more. The address must be the test's own, or another test may have been given the port since.
+pub(crate) fn assert_refused(address: SocketAddr) {
+    assert!(address.ip() != Ipv4Addr::LOCALHOST, "others are given ports of this address");
+    let refused = TcpStream::connect(address).expect_err("the port is open");
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
 }
 
 /// How a peer saw its connection end.

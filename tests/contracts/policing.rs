@@ -25,6 +25,7 @@ on_every_backend!(
     o1_a_protocol_that_says_nothing_is_closed,
     o1_a_time_out_that_was_taken_back_does_not_come,
     o1_a_time_out_cuts_a_producer_short,
+    o1_a_time_out_comes_though_a_producer_is_let_go_after_it_was_set,
     o2_an_idle_connection_ends_and_a_busy_one_does_not,
     o2_a_connection_that_this_side_makes_is_idle_too,
     o2_who_reads_a_long_write_slowly_is_not_idle,
@@ -155,6 +156,32 @@ fn o1_a_time_out_cuts_a_producer_short(setup: &Setup) {
     drop(peer);
     assert_eq!(server.journal.wait_lost(0), "TimedOut(Protocol)");
     producers.wait_for(0);
+}
+
+fn o1_a_time_out_comes_though_a_producer_is_let_go_after_it_was_set(setup: &Setup) {
+    struct Idler;
+
+    impl Producer for Idler {
+        fn resume_producing(&mut self, _: &mut Transport<'_>) {}
+    }
+
+    let script = Script::new().on_data(|cx, _, data| match data {
+        b"produce" => {
+            cx.transport.register_producer(Idler, Production::Push).unwrap();
+            let _ = cx.transport.write(b".");
+        }
+        _ => {
+            cx.transport.set_timeout(Some(Duration::from_millis(20)));
+            cx.transport.unregister_producer();
+        }
+    });
+    let server = script.serve(setup.reactor());
+    let mut peer = server.dial_made(0);
+    peer.ask(b"produce", b".");
+    peer.write(b"let it go");
+    peer.expect_fin();
+    drop(peer);
+    assert_eq!(server.journal.wait_lost(0), "TimedOut(Protocol)");
 }
 
 /// The time-out of a first attempt.

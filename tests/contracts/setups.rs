@@ -1,6 +1,10 @@
 //! The backends that every statement is tested on, each in the ways in which it can be set up.
 
-use std::sync::Arc;
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
 
 use ringspun::{Backend, Limits, Reactor, ReactorBuilder, Tier, UringOptions, testing::Case};
 
@@ -47,6 +51,14 @@ impl Setup {
 
     pub(crate) fn is_threads(&self) -> bool {
         self.backend == Backend::Threads
+    }
+
+    /// An address of this machine that no other test is likely to have: made of the test's name.
+    pub(crate) fn own_address(&self) -> IpAddr {
+        let mut hasher = DefaultHasher::new();
+        self.test.hash(&mut hasher);
+        let [a, b, c, ..] = hasher.finish().to_be_bytes();
+        Ipv4Addr::new(127, 1 + a % 250, b, 1 + c % 250).into()
     }
 
     /// A builder for this setup, without signals.

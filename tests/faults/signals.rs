@@ -16,7 +16,7 @@ use ringspun::{Count, Reactor};
 use crate::{
     child::{Role, in_child, role, tell_parent},
     kit::{Event, Gate, Running, Script, Server, logged},
-    peers::{End, LIMIT, Peer, wait_refused},
+    peers::{End, LIMIT, Peer, assert_refused},
     raw::{count_signals, counted_signals},
     setups::{Setup, on_every_backend},
     streams::{Streams, read_stream},
@@ -45,7 +45,7 @@ fn r3_a_signal_shuts_down_in_order(setup: &Setup) {
     in_child(setup.test, || {
         for signal in SIGNALS {
             let before = threads();
-            let mut server = Script::echo().serve(signalled(setup));
+            let mut server = Script::echo().serve_at(setup.own_address(), signalled(setup));
             let mut peers: Vec<_> = (0..5).map(|number| server.dial_made(number)).collect();
             let port = server.address().port();
             raise(signal).unwrap();
@@ -55,7 +55,7 @@ fn r3_a_signal_shuts_down_in_order(setup: &Setup) {
             }
             assert_eq!(server.journal.all().last(), Some(&Event::Stopped));
             peers.iter_mut().for_each(|peer| drop(peer.read_to_end()));
-            wait_refused(server.address());
+            assert_refused(server.address());
             assert_eq!(logged(&format!("Received {}, shutting down.", signal.as_str())), 1);
             assert_eq!(logged(&format!("(TCP Port {port} Closed)")), 1);
             settle_threads(before);
@@ -148,12 +148,13 @@ fn settle_threads(before: usize) {
 
 fn r3_a_signal_stops_every_reactor_that_asked(setup: &Setup) {
     in_child(setup.test, || {
-        let mut asked: Vec<Server> = (0..3).map(|_| Script::echo().serve(signalled(setup))).collect();
+        let mut asked: Vec<Server> =
+            (0..3).map(|_| Script::echo().serve_at(setup.own_address(), signalled(setup))).collect();
         let not_asked = Script::echo().serve(setup.reactor());
         raise(Signal::SIGTERM).unwrap();
         for server in &mut asked {
             server.running.wait().unwrap();
-            wait_refused(server.address());
+            assert_refused(server.address());
         }
         not_asked.dial().ask(b"alive?", b"alive?");
         assert!(not_asked.running.reactor.is_running());

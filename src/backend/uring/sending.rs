@@ -138,8 +138,8 @@ impl Io {
         }
     }
 
-    /// A send's one completion.
-    #[cold]
+    /// A send's one completion. Most sends are tried, and have none.
+    #[inline(never)]
     pub(super) fn sent(&mut self, id: ConnId, completion: Completion) -> Option<Event<'static>> {
         self.came_back(id, completion.outcome())
     }
