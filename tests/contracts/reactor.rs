@@ -316,7 +316,7 @@ fn x1_no_call_is_missed_by_a_loop_that_falls_asleep(setup: &Setup) {
             together.wait();
             let gate = Gate::default();
             let opened = gate.clone();
-            if (asker + round) % 2 == 0 {
+            if (asker + round).is_multiple_of(2) {
                 handle.call_from_thread(move |_| opened.open());
             } else {
                 handle.call_later(Duration::ZERO, move |_| opened.open());
