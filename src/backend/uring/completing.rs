@@ -17,7 +17,7 @@ use crate::{
 
 impl Io {
     /// The next event that needs no completion, or none any more.
-    #[inline(always)] // So that it is made where it is told from, as all that is told with every message.
+    #[inline(always)] // What a call returns is copied right after it was stored (ARCHITECTURE, "loads that span").
     pub(super) fn next_ready(&mut self) -> Option<Event<'static>> {
         if let Some(event) = self.ready.pop_front() {
             return Some(event);
